@@ -1,0 +1,49 @@
+"""The contract that every attention keeps."""
+
+import torch
+from torch import Tensor, nn
+
+from kernels.common.dispatch import check_impl
+from kernels.common.inputs import check_inputs, check_positive
+
+
+class Attention(nn.Module):
+    """Base of all attentions: holds the common arguments, validates a call, leaves autocast.
+
+    out = module(q, k, v, key_mask=None)
+
+    q, k, v    (B, H, N, D), one float dtype, any strides with a unit last stride
+    key_mask   (B, N) bool, True = real token; None = all real
+    out        (B, H, N, D), dtype of q, laid out in memory as (B, N, H, D); rows of padded queries are zero
+
+    Padded keys never change a real token's output. A sequence without any real token gives zeros and zero
+    gradients. Every N with 1 <= N <= max_length works. A subclass implements `attend`, and sets
+    `_auxiliary` there if it has a loss of its own.
+    """
+
+    implementations: tuple[str, ...] = ("reference",)
+    """What `impl` may name; a method with kernels adds "triton"."""
+
+    def __init__(self, num_heads: int, head_dim: int, max_length: int, causal: bool = False, impl: str = "auto"):
+        super().__init__()
+        check_positive(num_heads=num_heads, head_dim=head_dim, max_length=max_length)
+        check_impl(impl, self.implementations, type(self).__name__)
+        self.num_heads, self.head_dim, self.max_length = num_heads, head_dim, max_length
+        self.causal, self.impl = causal, impl
+        self._auxiliary: Tensor | None = None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        check_inputs(q, k, v, key_mask, num_heads=self.num_heads, head_dim=self.head_dim, max_length=self.max_length)
+        with torch.autocast(q.device.type, enabled=False):
+            return self.attend(q, k, v, key_mask)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        """The method itself, on validated inputs; must return what the class docstring promises."""
+        raise NotImplementedError
+
+    def auxiliary_loss(self) -> Tensor:
+        """Scalar loss of the last call, already weighted; zero where the method has none."""
+        return torch.zeros(()) if self._auxiliary is None else self._auxiliary
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, causal={self.causal}, impl={self.impl!r}"

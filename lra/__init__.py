@@ -1,0 +1,1 @@
+"""The harness: tasks, data, model, training, results, report."""

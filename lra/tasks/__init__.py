@@ -7,7 +7,8 @@
 See `lra.tasks.base.Task` for the contract.
 """
 
-from lra.tasks.base import SPLITS, Recipe, Split, Task, TaskData
+from lra.tasks.arrays import SPLITS, Recipe, Split, TaskData
+from lra.tasks.base import Task
 from lra.tasks.registry import build, names, options, register
 
 __all__ = ["SPLITS", "Recipe", "Split", "Task", "TaskData", "build", "names", "options", "register"]

@@ -1,1 +1,1 @@
-"""The harness: tasks, data, model, training, results, report."""
+"""The benchmark: tasks, data, model, training of one cell, records and tables."""

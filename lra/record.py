@@ -1,0 +1,122 @@
+"""One cell, one `record.json`: the cell's identity and directory, the atomic write, the tolerant read."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+KIND = "cell"
+FILENAME = "record.json"
+STATUSES = ("ok", "oom", "nan", "timeout", "error", "preempted", "interrupted")
+
+Record = dict[str, Any]
+"""What `record.json` holds; `problem_with` says which parts the tables rely on."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An (attention, task, protocol, budget, seed) combination and the overrides that change its numbers.
+
+    `overrides` maps dotted keys to plain JSON values; keys of output, logging or workers do not belong there.
+    ValueError where a name cannot be a folder, the seed is no natural number, or an override is no JSON value.
+    """
+
+    attention: str
+    task: str
+    protocol: str
+    budget: str
+    seed: int
+    overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for key in ("attention", "task", "protocol", "budget"):
+            name = getattr(self, key)
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise ValueError(f"{key}={name!r} cannot name a folder; allowed: letters, digits and _ . -")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r} is not allowed; a seed is an integer >= 0")
+        for key, value in self.overrides.items():
+            if not isinstance(key, str) or not _survives_json(value):
+                raise ValueError(
+                    f"override {key}={value!r} is not a JSON value; allowed: null, bool, number, string, list"
+                )
+
+    @property
+    def name(self) -> str:
+        """The attention, and behind a plus the hash of the overrides if there are any: `mra+1f0c9e2b`."""
+        return f"{self.attention}+{overrides_hash(self.overrides)}" if self.overrides else self.attention
+
+    @property
+    def label(self) -> str:
+        """For a line of a log or the name of a run: `mra+1f0c9e2b listops small published seed0`."""
+        return f"{self.name} {self.task} {self.protocol} {self.budget} seed{self.seed}"
+
+    def directory(self, results_dir: str | Path) -> Path:
+        """Where everything of this cell lies; a function of the cell alone, so that it can resume and be skipped."""
+        return Path(results_dir, "runs", self.protocol, self.budget, self.task, self.name, f"seed{self.seed}")
+
+    def to_dict(self, *, starred: bool = False) -> dict[str, Any]:
+        """The record's `cell` entry; `starred` says that a key which the protocol owns was overridden."""
+        identity = {key: getattr(self, key) for key in ("attention", "task", "protocol", "budget", "seed")}
+        return {**identity, "overrides": dict(self.overrides), "starred": starred}
+
+    @classmethod
+    def of(cls, record: Record) -> "Cell":
+        """The cell that wrote a record. KeyError, TypeError or ValueError where there is no such cell."""
+        entry = record["cell"]
+        return cls(*(entry[key] for key in ("attention", "task", "protocol", "budget", "seed", "overrides")))
+
+
+def canonical_json(data: Any) -> str:
+    """The one way to write `data` as JSON: sorted keys, no spaces; ValueError for NaN and infinities."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def overrides_hash(overrides: Mapping[str, Any]) -> str:
+    """8 hexadecimal digits of the SHA-256 over the canonical JSON; independent of the order of the keys."""
+    return hashlib.sha256(canonical_json(dict(overrides)).encode()).hexdigest()[:8]
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file that is always whole: temporary file beside it, fsync, rename. Makes the folder if needed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """`write_text` of `data` as JSON. JSON knows no NaN: numbers that are not finite are written as null."""
+    write_text(path, json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _survives_json(value: Any) -> bool:
+    try:
+        return json.loads(canonical_json(value)) == value
+    except (TypeError, ValueError):
+        return False

@@ -1,5 +1,7 @@
 """Validation that every attention call shares; each refusal is one line that names the argument."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,13 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"attention.{name}={value!r} must be a positive integer")
+
+
+def check_choice(allowed: Collection[str], **values: object) -> None:
+    """Raise ValueError for a value that is not one of `allowed`."""
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(f"attention.{name}={value} must be one of {', '.join(allowed)}")
 
 
 def check_inputs(

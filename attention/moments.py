@@ -1,0 +1,65 @@
+"""State of moment matching: on which tokens' statistics the scales α and β rest."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kernels.common.inputs import check_choice
+from kernels.lln.moments import match_moments
+
+STATISTICS = ("batch", "running", "frozen")
+
+SLOWEST_RATE = 0.01
+"""A running average takes over 1/n of the n-th training call, but never less than this."""
+
+
+class MomentMatching(nn.Module):
+    """The scales (α, β) of a call from the spreads σ of queries and keys.
+
+    statistics
+        "batch"    σ of the call itself, in training and evaluation (the authors' code)
+        "running"  training: σ of the call, of which a running average is kept; evaluation: that average
+        "frozen"   always the stored σ. The first training call stores its own, for the calls after it; no later
+                   call changes them. No output depends on another token through σ, so causal use is sound.
+
+    Stored σ are 1 in a fresh module, and are saved under the same names in every mode: a model trained as
+    "running" loads into one that is "frozen". Under data parallelism each process keeps its own.
+    """
+
+    sigma_query: Tensor
+    sigma_key: Tensor
+    calls: Tensor
+
+    def __init__(self, constants: tuple[float, float], statistics: str, num_resolutions: int = 1):
+        super().__init__()
+        check_choice(STATISTICS, statistics=statistics)
+        self.constants, self.statistics = constants, statistics
+        self.register_buffer("sigma_query", torch.ones(num_resolutions))
+        self.register_buffer("sigma_key", torch.ones(num_resolutions))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # training calls seen
+
+    def forward(self, measure: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """α and β, each (num_resolutions,); `measure` gives σ of the call, and is asked only where it counts."""
+        if self.statistics == "batch":
+            return match_moments(*measure(), self.constants)
+        scales = match_moments(self.sigma_query, self.sigma_key, self.constants)
+        if not self.training:
+            return scales
+        fresh = measure()
+        self._store(*fresh)
+        return match_moments(*fresh, self.constants) if self.statistics == "running" else scales
+
+    @torch.no_grad()
+    def _store(self, sigma_query: Tensor, sigma_key: Tensor) -> None:
+        if self.statistics == "frozen":
+            rate = (self.calls == 0).to(self.sigma_key.dtype)
+        else:
+            rate = (1.0 / (self.calls + 1).to(self.sigma_key.dtype)).clamp(min=SLOWEST_RATE)
+        # A tensor rate, not an `if`: the step never waits for the device and can be captured in a graph.
+        self.sigma_query.lerp_(sigma_query.to(self.sigma_query.dtype), rate)
+        self.sigma_key.lerp_(sigma_key.to(self.sigma_key.dtype), rate)
+        self.calls += 1
+
+    def extra_repr(self) -> str:
+        return f"statistics={self.statistics!r}"

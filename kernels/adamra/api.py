@@ -1,0 +1,87 @@
+"""Entry to AdaMRA-R: dispatch over implementations, masks and dtypes made uniform."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.adamra import reference
+from kernels.common.dispatch import check_impl, resolve_impl
+from kernels.common.inputs import check_choice
+from kernels.common.layout import compute_dtype, heads_last
+
+IMPLEMENTATIONS = ("reference",)
+FEATURE_MAPS = ("exponential", "elu", "softmax")
+COMPRESSIONS = ("mean", "dwconv", "conv")
+GATES = ("top1", "top1_unscaled", "soft", "fixed")
+
+
+def adamra(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+    *,
+    router: Tensor | None,
+    rates: Sequence[int],
+    key_weights: Sequence[Tensor | None],
+    value_weights: Sequence[Tensor | None],
+    scales: tuple[Tensor, Tensor] | None = None,
+    feature_map: str = "exponential",
+    gate: str = "top1",
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Each query reads the resolution that its router chose: o_i = g_i · y_i^{r(i)}; output and balance loss.
+
+    q, k, v, key_mask   as in `attention.base`
+    router              (H, R, D), or None with gate="fixed"
+    rates               tokens fused into one, for each of the R resolutions
+    key_weights         per resolution None (mean), (H, rate, D) or (H, rate, D, D); likewise value_weights
+    scales              α and β of the exponential map, each (R,), without gradient; None with the other maps
+    return              out (B, H, N, D) in the contract's form, and the unweighted balance loss, a scalar
+    """
+    check_choice(FEATURE_MAPS, feature_map=feature_map)
+    check_choice(GATES, gate=gate)
+    check_impl(impl, IMPLEMENTATIONS, "adamra")
+    resolve_impl(impl, q.device, IMPLEMENTATIONS)
+    real = _real_tokens(q, key_mask)
+    out, balance = reference.adamra(
+        _real_values(q, real),
+        _real_values(k, real),
+        _real_values(v, real),
+        real,
+        router=router,
+        rates=rates,
+        key_weights=key_weights,
+        value_weights=value_weights,
+        scales=scales,
+        feature_map=feature_map,
+        gate=gate,
+    )
+    return heads_last(out, key_mask, q.dtype), balance
+
+
+def spreads(
+    q: Tensor, k: Tensor, key_mask: Tensor | None, *, rates: Sequence[int], key_weights: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """σ of the queries and of the compressed keys, per resolution, (R,) each; the input of `match_moments`."""
+    real = _real_tokens(q, key_mask)
+    with torch.no_grad():
+        return reference.spreads(_real_values(q, real), _real_values(k, real), real, rates, key_weights)
+
+
+def shares(q: Tensor, key_mask: Tensor | None, router: Tensor) -> Tensor:
+    """Share of the real queries that each resolution got, (H, R); zero without a real query."""
+    real = _real_tokens(q, key_mask)
+    with torch.no_grad():
+        _, chosen = reference.route(_real_values(q, real), router)
+    return (chosen & real[:, None, :, None]).sum((0, 2)) / real.sum().clamp(min=1)
+
+
+def _real_tokens(q: Tensor, key_mask: Tensor | None) -> Tensor:
+    return q.new_ones(q.shape[0], q.shape[2], dtype=torch.bool) if key_mask is None else key_mask
+
+
+def _real_values(x: Tensor, real: Tensor) -> Tensor:
+    """x in the dtype of computation, with padded tokens at zero, so that what they held cannot matter."""
+    return x.to(compute_dtype(x.dtype)).masked_fill(~real[:, None, :, None], 0.0)

@@ -1,0 +1,1 @@
+"""Linear log-normal attention."""

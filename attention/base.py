@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kernels.common.dispatch import check_impl
+from kernels.common.dispatch import check_impl, resolve_impl
 from kernels.common.inputs import check_inputs, check_positive
 
 
@@ -44,6 +44,10 @@ class Attention(nn.Module):
     def auxiliary_loss(self) -> Tensor:
         """Scalar loss of the last call, already weighted; zero where the method has none."""
         return torch.zeros(()) if self._auxiliary is None else self._auxiliary
+
+    def implementation(self, device: torch.device) -> str:
+        """Which implementation runs on `device`."""
+        return resolve_impl(self.impl, device, self.implementations)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, causal={self.causal}, impl={self.impl!r}"

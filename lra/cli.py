@@ -1,0 +1,113 @@
+"""From the command line to a cell: compose, check, run, report; every mistake one line, every outcome an exit code.
+
+Exit codes: 0 finished, 1 the cell (or a cell of a multirun) failed, 2 a mistake in the command, 130 interrupted.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from lra import config as configuration
+from lra.errors import UserError
+from lra.record import Cell
+
+IDENTITY = ("task", "attention", "protocol", "budget")
+"""The config groups that name a cell."""
+
+NOT_NUMBERS = ("results_dir", "rerun", "seed", "data.root", "logger.", "trainer.accelerator", "trainer.steps_per_call")
+"""Keys that change no number of a cell: where things are written, how they are shown, what runs how fast."""
+
+PROTOCOL_OWNS = ("model.", "training.", "protocol.", "task.")
+"""Sections whose values a protocol fixes; a cell that overrides one is starred in the tables."""
+
+
+class CellFailedError(Exception):
+    """A cell ended without a result; the message has been shown, `code` is the exit code."""
+
+    def __init__(self, code: int = 1):
+        super().__init__()
+        self.code = code
+
+
+def guard(main: Callable[[], Any]) -> int:
+    """Run Hydra's main; turn mistakes into one line and everything into an exit code."""
+    try:
+        main()
+    except CellFailedError as failure:
+        return failure.code
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(explain(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run_one(composed: DictConfig) -> None:
+    """Run the composed cell, refresh the tables, show the outcome."""
+    config = configuration.load(composed)
+    cell, starred = identify(composed, HydraConfig.get().runtime.choices)
+
+    from lra import report  # imports pandas; `--cfg job` and mistakes need not wait for it
+    from lra.train import run_cell
+
+    console = Console()
+    record = run_cell(config, cell, starred=starred, console=console)
+    report.refresh(Path(config.results_dir))
+    report.print_cell(record, config.results_dir, console)
+    if record["status"] != "ok":
+        raise CellFailedError(130 if record["status"] == "interrupted" else 1)
+
+
+def identify(composed: DictConfig, choices: Mapping[str, str]) -> tuple[Cell, bool]:
+    """The cell of a composed configuration with these group choices, and whether it overrides what its protocol owns.
+
+    Its overrides are found by composing the same groups without them: whatever differs and changes a number.
+    """
+    groups = {group: choices[group] for group in IDENTITY}
+    plain = compose("config", overrides=[f"{group}={choice}" for group, choice in groups.items()])
+    mine, reference = (configuration.flatten(_resolve(c)) for c in (composed, plain))
+    overrides = {
+        key: mine.get(key)
+        for key in sorted(mine.keys() | reference.keys())
+        if mine.get(key) != reference.get(key) and not key.startswith(NOT_NUMBERS)
+    }
+    starred = any(key.startswith(PROTOCOL_OWNS) for key in overrides)
+    return Cell(**groups, seed=composed.seed, overrides=overrides), starred
+
+
+def _resolve(composed: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def explain(error: Exception) -> str:
+    """One line for a mistake: the key, the value, what is allowed."""
+    text = str(error)
+    if missing := re.search(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '([\w/]+)':\n((?:\t.*\n?)+)", text):
+        group, value, _, available = missing.groups()
+        return f"{group}={value} is unknown; known: {', '.join(available.split())}"
+    if unknown := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
+        key = unknown[2]
+        section = key.rpartition(".")[0]
+        return f"{key} is not a key; {_keys_of(section)}"
+    if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
+        text = f"{text.splitlines()[0]} {error.__cause__}"
+    return " ".join(text.split())
+
+
+def _keys_of(section: str) -> str:
+    if known := configuration.section_keys(section):
+        where = f"keys of {section}" if section else "keys"
+        return f"{where}: {', '.join(known)}"
+    return "`python run.py --cfg job` shows all keys"

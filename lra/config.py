@@ -1,0 +1,230 @@
+"""The composed configuration as a checked, typed object: every mistake becomes one line before any data is touched."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+import attention
+from lra import tasks
+from lra.errors import UserError
+
+SCHEDULES = ("onecycle_linear",)
+POOLINGS = ("mean_full", "mean_real")
+
+
+def _require(section: str, condition: bool, key: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise UserError(f"{section}{key}={value} is not possible; {allowed}")
+
+
+def _positive(section: str, config: Any, *keys: str) -> None:
+    for key in keys:
+        _require(section, getattr(config, key) > 0, key, getattr(config, key), "it must be greater than zero")
+
+
+def _one_of(section: str, config: Any, **allowed: tuple) -> None:
+    for key, values in allowed.items():
+        _require(
+            section,
+            getattr(config, key) in values,
+            key,
+            getattr(config, key),
+            f"use one of {', '.join(map(str, values))}",
+        )
+
+
+@dataclass
+class ModelConfig:
+    dim: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    ffn_dim: int
+    dropout: float
+    embedding_rows: int
+    max_length: int
+    pooling: str
+    patch: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = ("dim", "num_layers", "num_heads", "head_dim", "ffn_dim", "embedding_rows", "max_length")
+        _positive("model.", self, *sizes)
+        _require("model.", 0 <= self.dropout < 1, "dropout", self.dropout, "it must be in [0, 1)")
+        _one_of("model.", self, pooling=POOLINGS)
+        pair = self.patch is None or (len(self.patch) == 2 and min(self.patch) > 0)
+        _require("model.", pair, "patch", self.patch, "it must be [height, width] or null")
+
+
+@dataclass
+class TrainingConfig:
+    batch_size: int
+    steps: int
+    warmup_steps: int
+    validate_every: int
+    learning_rate: float
+    schedule: str
+    betas: list[float]
+    eps: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        _positive("training.", self, "batch_size", "steps", "warmup_steps", "validate_every", "learning_rate", "eps")
+        allowed = f"it must be less than training.steps={self.steps}"
+        _require("training.", self.warmup_steps < self.steps, "warmup_steps", self.warmup_steps, allowed)
+        _require("training.", self.weight_decay >= 0, "weight_decay", self.weight_decay, "it must not be negative")
+        beta = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        _require("training.", beta, "betas", self.betas, "it must be two numbers in [0, 1)")
+        _one_of("training.", self, schedule=SCHEDULES)
+
+
+@dataclass
+class ProtocolConfig:
+    name: str
+    selection: str
+
+    def __post_init__(self) -> None:
+        _one_of("protocol.", self, selection=("validation", "test"))
+
+
+@dataclass
+class BudgetConfig:
+    name: str
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = "auto"
+    precision: str = "auto"
+    steps_per_call: Any = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("trainer.", self, accelerator=("auto", "cpu", "cuda"), precision=("auto", "32", "bf16"))
+        calls = self.steps_per_call
+        valid = calls == "auto" or (isinstance(calls, int) and calls > 0)
+        _require("trainer.", valid, "steps_per_call", calls, "use auto or a positive integer")
+
+
+@dataclass
+class LoggerConfig:
+    name: str
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("logger.", self, name=("csv", "wandb", "none"))
+
+
+@dataclass
+class DataConfig:
+    root: str
+
+
+@dataclass
+class Config:
+    """One cell, as `conf/` composes it. `task` and `attention` hold a name and the options of that name."""
+
+    task: dict[str, Any]
+    attention: dict[str, Any]
+    model: ModelConfig
+    training: TrainingConfig
+    protocol: ProtocolConfig
+    budget: BudgetConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    data: DataConfig
+    results_dir: str
+    seed: int = 0
+    rerun: bool = False
+    resolved: dict[str, Any] = field(default_factory=dict)  # the whole configuration as plain containers
+
+    def __post_init__(self) -> None:
+        _require("", 0 <= self.seed < 2**31, "seed", self.seed, "it must be in [0, 2^31)")
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.task.items() if key != "name"}
+
+    @property
+    def attention_options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.attention.items() if key != "name"}
+
+
+def load(composed: DictConfig) -> Config:
+    """Check a composed configuration: types, ranges, names, and the options of its task and attention.
+
+    Raises UserError, one line with the key, the value and what is allowed.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        assert isinstance(plain, dict)
+        schema = OmegaConf.structured(Config)
+        config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has no value; set it, or use a protocol that does") from error
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, composed)) from error
+    assert isinstance(config, Config)
+    config.resolved = {str(key): value for key, value in plain.items()}
+    _check_options(config)
+    return config
+
+
+def explain(error: OmegaConfBaseException, composed: DictConfig) -> str:
+    """One line for a type error or an unknown key that OmegaConf found."""
+    key = str(error.full_key)
+    value = OmegaConf.select(composed, key, default=None)
+    expected = getattr(error.ref_type, "__name__", None) or "another type"
+    expected = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}.get(
+        expected, expected
+    )
+    return f"{key}={value} is not possible; it must be {expected}"
+
+
+def _check_options(config: Config) -> None:
+    task = _build("task", tasks.build, config.task, config.task_options)
+    if config.model.embedding_rows < task.vocab_size:
+        allowed = f"task {task.name} needs at least {task.vocab_size}"
+        _require("model.", False, "embedding_rows", config.model.embedding_rows, allowed)
+    if config.model.max_length < task.max_length:
+        allowed = f"task.max_length is {task.max_length}"
+        _require("model.", False, "max_length", config.model.max_length, f"it must be at least that long: {allowed}")
+    sizes = {key: getattr(config.model, key) for key in ("num_heads", "head_dim", "max_length")}
+    _build("attention", attention.build, config.attention, {**sizes, **config.attention_options})
+
+
+def _build(section: str, build: Any, chosen: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    if not isinstance(chosen.get("name"), str):
+        raise UserError(f"{section}.name is missing in conf/{section}/; every file there starts with its name")
+    try:
+        return build(chosen["name"], **arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}; lists are leaves."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def section_keys(section: str) -> list[str]:
+    """The keys that a section of the configuration has, for messages about an unknown one."""
+    kinds = {
+        "model": ModelConfig,
+        "training": TrainingConfig,
+        "protocol": ProtocolConfig,
+        "budget": BudgetConfig,
+        "trainer": TrainerConfig,
+        "logger": LoggerConfig,
+        "data": DataConfig,
+        "": Config,
+    }
+    return [f.name for f in fields(kinds[section]) if f.name != "resolved"] if section in kinds else []

@@ -1,0 +1,58 @@
+"""What a person sees while a cell trains: one bar in a terminal, a line now and then in a log file."""
+
+import time
+
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lra.module import CellModule
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class TrainingProgress(Callback):
+    """Steps done, loss, last validation accuracy, time left."""
+
+    def __init__(self, label: str, console: Console | None = None):
+        self.label = label
+        self.console = console or Console()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._last_line = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, CellModule)
+        self.module = pl_module
+        steps = pl_module.training_config.steps
+        self.task = self.bar.add_task(self.label, total=steps, completed=pl_module.step, state="")
+        self.bar.start()
+        pl_module.on_step = lambda: self.bar.update(self.task, completed=pl_module.step, refresh=False)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.update(self.task, state="validating")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        point = self.module.curve[-1]
+        accuracy = 100 * point["validation_correct"] / point["validation_total"]
+        state = f"loss {point['train_loss']:.3f}, {self.module.selection} {accuracy:.1f} %"
+        self.bar.update(self.task, completed=self.module.step, state=state)
+        finished = self.module.step == self.module.training_config.steps
+        if not self.console.is_terminal and (finished or time.monotonic() > self._last_line + SECONDS_BETWEEN_LINES):
+            self._last_line = time.monotonic()
+            self.console.print(f"{self.label}: step {self.module.step}/{self.module.training_config.steps}, {state}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.bar.stop()

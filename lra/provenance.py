@@ -1,0 +1,53 @@
+"""Where a number comes from: code revision, versions, device."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "triton", "lightning", "hydra-core", "numpy", "numba")
+REPOSITORY = Path(__file__).parents[1]
+
+
+def code_revision() -> dict[str, Any]:
+    """The git commit of the code and whether the checkout differs from it; None where there is no git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            command = ["git", "-C", str(REPOSITORY), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    status = git("status", "--porcelain")
+    return {"revision": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that numbers depend on."""
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}, "cuda": torch.version.cuda}
+
+
+def device_description(device: torch.device) -> dict[str, Any]:
+    """Name of the device, how many of it a cell uses, and the driver (null on a CPU)."""
+    if device.type == "cuda":
+        return {"name": torch.cuda.get_device_name(device), "count": 1, "driver": _cuda_driver()}
+    return {"name": f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)", "count": 1, "driver": None}
+
+
+def _cuda_driver() -> str | None:
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.split("\n")[0].strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,247 @@
+"""One cell: prepare, fit, test, measure, record. Whatever happens to it ends in its record."""
+
+import datetime
+import os
+import resource
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+
+from lra import provenance, tasks
+from lra.config import Config
+from lra.errors import UserError
+from lra.loggers import build_logger
+from lra.model import build_classifier
+from lra.module import CellModule, LossNotFiniteError, Score
+from lra.progress import TrainingProgress
+from lra.record import FILENAME, SCHEMA, Cell, Record, read_record, write_json
+from lra.seeding import seed_all
+from lra.tasks import TaskData
+
+MIB = 2**20
+STEPS_PER_CALL = {"cpu": 1, "cuda": 50}
+
+
+def run_cell(config: Config, cell: Cell, *, starred: bool, console: Console) -> Record:
+    """Train, test and record one cell; returns its record, the stored one if the cell has finished before.
+
+    A cell that was killed continues from its last checkpoint. A failure is recorded (`status`, `message`) and
+    returned, never raised; only a UserError, a mistake found before training, is.
+    """
+    directory = cell.directory(config.results_dir)
+    stored = read_record(directory / FILENAME)
+    if stored is not None and stored["status"] == "ok" and not config.rerun:
+        return stored
+    _make_writable(directory, fresh=config.rerun)
+
+    run = _Run(config, directory)
+    record: Record = {
+        "schema": SCHEMA,
+        "kind": "cell",
+        "status": "error",
+        "message": "",
+        "cell": cell.to_dict(starred=starred),
+        "config": config.resolved,
+        "code": provenance.code_revision(),
+        "versions": provenance.versions(),
+        "selection": config.protocol.selection,
+    }
+    try:
+        record |= run.execute(cell.label, console)
+        record["status"] = "ok"
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        record |= {"status": "oom", "message": _first_line(error)}
+    except LossNotFiniteError as error:
+        record |= {"status": "nan", "message": str(error)}
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
+        record |= {"status": "interrupted", "message": f"stopped at step {run.step}; the same command continues"}
+    except Exception as error:
+        traceback.print_exc()
+        record |= {"status": "error", "message": f"{type(error).__name__}: {_first_line(error)}"}
+    record |= run.measurements()
+    write_json(directory / FILENAME, record)
+    return record
+
+
+class _Run:
+    """The phases of a cell, with their wall time; keeps what is known when a phase fails."""
+
+    def __init__(self, config: Config, directory: Path):
+        self.config, self.directory = config, directory
+        self.device = _device(config.trainer.accelerator)
+        self.precision = _precision(config.trainer.precision, self.device)
+        self.module: CellModule | None = None
+        self.known: dict[str, Any] = {}
+        self.wall: dict[str, float] = {}
+        self.started = time.perf_counter()
+        self.resident_bytes = 0
+
+    @property
+    def step(self) -> int:
+        return self.module.step if self.module else 0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.wall[name] = self.wall.get(name, 0.0) + time.perf_counter() - started
+
+    def execute(self, label: str, console: Console) -> dict[str, Any]:
+        config = self.config
+        task = tasks.build(config.task["name"], **config.task_options)
+        with self.phase("data"):
+            data = task.prepare(Path(config.data.root), progress=console.is_terminal)
+            self.known["data"] = {"digest": data.digest, "source": data.source, "counts": data.counts}
+        with self.phase("setup"):
+            self.module = module = self._build_module(task, data)
+            checkpoint = ModelCheckpoint(
+                dirpath=self.directory,
+                filename="best",
+                monitor="validation/accuracy",
+                mode="max",
+                save_last=True,
+                save_on_train_epoch_end=True,
+                auto_insert_metric_name=False,
+                enable_version_counter=False,
+            )
+            trainer = self._build_trainer([checkpoint, TrainingProgress(label, console)])
+        with self.phase("fit"):
+            last = self.directory / "last.ckpt"
+            trainer.fit(module, ckpt_path=last if last.exists() else None)
+            self._note_memory()
+        with self.phase("test"):
+            scores = self._test(trainer, module)
+        return {"test": {name: _integers(score) for name, score in scores.items()}, "validation": _validation(module)}
+
+    def _build_module(self, task: tasks.Task, data: TaskData) -> CellModule:
+        config = self.config
+        seed_all(config.seed, "init")
+        model = build_classifier(
+            asdict(config.model),
+            config.attention["name"],
+            config.attention_options,
+            num_classes=task.num_classes,
+            two_towers=task.two_towers,
+        )
+        labels = np.bincount(data.splits["test"].labels)
+        self.known |= {
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "impl": model.to(self.device).attention_impl(),
+            "precision": self.precision,
+            "device": provenance.device_description(self.device),
+            "class_prior": float(labels.max() / labels.sum()),
+        }
+        if self.device.type == "cuda":
+            self.resident_bytes = sum(a.nbytes for split in data.splits.values() for a in split)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        calls = config.trainer.steps_per_call
+        return CellModule(
+            model,
+            data,
+            config.training,
+            seed=config.seed,
+            precision=self.precision,
+            steps_per_call=STEPS_PER_CALL[self.device.type] if calls == "auto" else calls,
+            selection=config.protocol.selection,
+        )
+
+    def _build_trainer(self, callbacks: list) -> Trainer:
+        training = self.config.training
+        return Trainer(
+            accelerator="gpu" if self.device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=-(-training.steps // training.validate_every),
+            reload_dataloaders_every_n_epochs=0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            callbacks=callbacks,
+            logger=build_logger(self.config.logger, self.directory, self.config.resolved),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=self.directory,
+        )
+
+    def _test(self, trainer: Trainer, module: CellModule) -> dict[str, Score]:
+        """Scores of the last step and of the best validation, on the whole test set."""
+        curve = module.curve
+        trainer.test(module, verbose=False)
+        last = best = module.test_score
+        best_step = max(curve, key=lambda point: point["validation_correct"])["step"]
+        if best_step != last.step:
+            trainer.test(module, ckpt_path=self.directory / "best.ckpt", verbose=False)
+            best = module.test_score
+            module.curve = curve  # the best checkpoint has brought its own, shorter one
+        return {"best": best, "last": last}
+
+    def _note_memory(self) -> None:
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device) - self.resident_bytes
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.known |= {"peak_mem_mib": peak / MIB, "data_mem_mib": self.resident_bytes / MIB}
+
+    def measurements(self) -> dict[str, Any]:
+        """What is known now: of a finished run everything, of a failed one as far as it came."""
+        wall = dict(self.wall)
+        known = dict(self.known)
+        if self.module is not None:
+            train = self.module.train_seconds
+            wall |= {"train": train, "validate": max(0.0, wall.pop("fit", train) - train)}
+            known |= {"steps": self.step, "steps_per_s": self.module.steps_per_second, "curve": self.module.curve}
+        wall["total"] = time.perf_counter() - self.started
+        finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return {**known, "wall_s": wall, "finished": finished}
+
+
+def _integers(score: Score) -> dict[str, int]:
+    return {"step": score.step, "correct": score.correct, "total": score.total}
+
+
+def _validation(module: CellModule) -> dict[str, dict[str, int]]:
+    best, last = max(module.curve, key=lambda point: point["validation_correct"]), module.curve[-1]
+    points = {"best": best, "last": last}
+    keys = {"step": "step", "correct": "validation_correct", "total": "validation_total"}
+    return {name: {key: int(point[at]) for key, at in keys.items()} for name, point in points.items()}
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=cuda is not possible; this machine shows no CUDA device, use cpu or auto")
+    use_cuda = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", 0) if use_cuda else torch.device("cpu")
+
+
+def _precision(precision: str, device: torch.device) -> str:
+    return precision if precision != "auto" else {"cpu": "32", "cuda": "bf16"}[device.type]
+
+
+def _make_writable(directory: Path, *, fresh: bool) -> None:
+    """Create the cell's folder, empty if `fresh`; UserError where nothing can be written there."""
+    try:
+        if fresh and directory.exists():
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.write_bytes(b"\0" * MIB)
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"results_dir: cannot write to {directory} ({error.strerror}); choose another results_dir") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -44,6 +44,8 @@ class Cell:
                 raise ValueError(f"{key}={name!r} cannot name a folder; allowed: letters, digits and _ . -")
         if type(self.seed) is not int or self.seed < 0:
             raise ValueError(f"seed={self.seed!r} is not allowed; a seed is an integer >= 0")
+        if not isinstance(self.overrides, Mapping):
+            raise ValueError(f"overrides={self.overrides!r} is not allowed; a mapping of dotted keys to values is")
         for key, value in self.overrides.items():
             if not isinstance(key, str) or not _survives_json(value):
                 raise ValueError(
@@ -120,3 +122,102 @@ def _survives_json(value: Any) -> bool:
         return json.loads(canonical_json(value)) == value
     except (TypeError, ValueError):
         return False
+
+
+def read_records(results_dir: str | Path) -> tuple[list[Record], list[str]]:
+    """All sound records below `results_dir/runs`, by path, and one line for each file that is none.
+
+    Never raises for what a file holds: a half-written record, one of an unknown schema or one that lies in another
+    cell's directory (a copy would count a seed twice) becomes a line, and the tables go on without it.
+    """
+    records, problems = [], []
+    for path in sorted(Path(results_dir, "runs").rglob(FILENAME)):
+        where = path.relative_to(results_dir)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(f"{where}: cannot be read: {error}")
+            continue
+        problem = problem_with(record)
+        if problem is None and (home := Cell.of(record).directory("")) != where.parent:
+            problem = f"belongs to {home}, is left out here"
+        if problem is None:
+            records.append(record)
+        else:
+            problems.append(f"{where}: {problem}")
+    return records, problems
+
+
+def problem_with(record: Any) -> str | None:
+    """Why the tables cannot use `record`, in one line, or None. A failed cell may lack what it had no time to find."""
+    if not isinstance(record, dict):
+        return "is no JSON object"
+    if type(record.get("schema")) is not int or record["schema"] != SCHEMA:
+        return f"schema={record.get('schema')!r} is unknown; this version reads {SCHEMA}"
+    if record.get("kind") != KIND:
+        return f"kind={record.get('kind')!r} is unknown; known: {KIND}"
+    if record.get("status") not in STATUSES:
+        return f"status={record.get('status')!r} is unknown; known: {', '.join(STATUSES)}"
+    try:
+        Cell.of(record)
+    except (KeyError, TypeError, ValueError) as error:
+        return f"cell is incomplete or wrong: {error}"
+    if not isinstance(record["cell"].get("starred", False), bool):
+        return f"cell.starred={record['cell']['starred']!r} is neither true nor false"
+    for section, fields in _FIELDS.items():
+        entry = record if section == "" else record.get(section)
+        if not isinstance(entry, dict | None):
+            return f"{section}={entry!r} is no JSON object"
+        for key, (kind, allowed) in fields.items():
+            value = (entry or {}).get(key)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                return f"{section}{'.' if section else ''}{key}={value!r} is not {allowed}"
+    counts = record.get("test") or {}
+    for which in ("best", "last"):
+        if counts.get(which) is not None and not _is_count(counts[which]):
+            return f"test.{which}={counts[which]!r} has no 0 <= correct <= total with total >= 1"
+    if record["status"] == "ok" and not (counts.get("best") and digest_of(record) and device_of(record)):
+        return "status=ok needs test.best, data.digest and device.name"
+    return None
+
+
+def digest_of(record: Record) -> str:
+    """The digest of the cell's data; empty where the cell failed before it knew."""
+    return (record.get("data") or {}).get("digest") or ""
+
+
+def device_of(record: Record) -> str:
+    """The device as the tables name it, `2 x NVIDIA H100` for two; empty where the cell failed before it knew."""
+    device = record.get("device") or {}
+    name, count = device.get("name") or "", device.get("count") or 1
+    return f"{count} x {name}" if name and count > 1 else name
+
+
+_TEXT, _INTEGER, _NUMBER, _OBJECT = (str, "text"), (int, "an integer"), (int | float, "a number"), (dict, "an object")
+_FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
+    "": {
+        "message": _TEXT,
+        "finished": _TEXT,
+        "selection": _TEXT,
+        "impl": _TEXT,
+        "precision": _TEXT,
+        "parameters": _INTEGER,
+        "class_prior": _NUMBER,
+        "steps_per_s": _NUMBER,
+        "peak_mem_mib": _NUMBER,
+    },
+    "data": {"digest": _TEXT},
+    "device": {"name": _TEXT, "count": _INTEGER},
+    "code": {"revision": _TEXT},
+    "test": {"best": _OBJECT, "last": _OBJECT},
+}
+"""What the tables read beyond identity and status, and its types; any of it may be absent or null."""
+
+
+def _is_count(entry: dict[str, Any]) -> bool:
+    correct, total = entry.get("correct"), entry.get("total")
+    return type(correct) is int and type(total) is int and 0 <= correct <= total and total >= 1
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,67 @@
+"""From records to files: `leaderboard.csv` and `summary.csv`, byte-identical whatever the order of the records."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+from omegaconf import OmegaConf
+
+from lra.leaderboard import distinct, leaderboard
+from lra.record import Record, read_records, write_text
+from lra.summary import summary
+
+SUITES = Path(__file__).parents[1] / "conf" / "suite"
+DECIMALS = {"steps_per_s": 3, "peak_mem_mib": 1}
+DEFAULT_DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The derived tables, what was found wrong on the way (one line each), and the files where they were written."""
+
+    leaderboard: pd.DataFrame
+    summary: pd.DataFrame
+    problems: list[str]
+    paths: list[Path] = field(default_factory=list)
+
+
+def refresh(results_dir: str | Path) -> Tables:
+    """Rebuild `leaderboard.csv` and `summary.csv` from all records of `results_dir`.
+
+    Safe when several processes call it at once: one at a time, each reading the records after it has the lock, so the
+    last one sees everything. Write your own record first, then call this.
+    """
+    results_dir = Path(results_dir)
+    results_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(results_dir / ".tables.lock"):
+        tables = build(*read_records(results_dir))
+        paths = []
+        for name, table in (("leaderboard", tables.leaderboard), ("summary", tables.summary)):
+            paths.append(results_dir / f"{name}.csv")
+            write_text(paths[-1], to_csv(table))
+    return Tables(tables.leaderboard, tables.summary, tables.problems, paths)
+
+
+def build(records: Iterable[Record], problems: Sequence[str] = ()) -> Tables:
+    """Both tables of sound records (see `read_records`) in any order; `problems` found before are passed on."""
+    kept, doubled = distinct(records)
+    rows = leaderboard(kept)
+    table, mixed = summary(rows, suites())
+    return Tables(rows, table, [*problems, *doubled, *mixed])
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """A table as CSV: missing cells empty, numbers rounded to what is worth printing."""
+    decimals: dict[Any, int] = {
+        column: DECIMALS.get(str(column), DEFAULT_DECIMALS) for column in table.select_dtypes("float64")
+    }
+    return table.round(decimals).to_csv(index=False, lineterminator="\n", na_rep="")
+
+
+def suites(folder: str | Path = SUITES) -> dict[str, list[str]]:
+    """Name to tasks of every `conf/suite/*.yaml`, by file name."""
+    loaded: list[Any] = [OmegaConf.to_object(OmegaConf.load(path)) for path in sorted(Path(folder).glob("*.yaml"))]
+    return {suite["name"]: suite["tasks"] for suite in loaded}

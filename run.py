@@ -1,8 +1,8 @@
 """Train one cell of the benchmark, or with -m a grid of them.
 
-    python run.py attention=adamra task=listops
-    python run.py -m attention=softmax,adamra task=listops seed=0,1,2
-    python run.py attention=adamra task=listops --cfg job     # what would run
+python run.py attention=adamra task=listops
+python run.py -m attention=softmax,adamra task=listops seed=0,1,2
+python run.py attention=adamra task=listops --cfg job     # what would run
 """
 
 import os

@@ -11,12 +11,14 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+import attention
 from lra import config as configuration
+from lra import tasks
 from lra.errors import UserError
 from lra.record import Cell
 
@@ -38,6 +40,10 @@ class CellFailedError(Exception):
         self.code = code
 
 
+DEFAULTS = {"task": "listops", "attention": "softmax"}
+"""The choices of `conf/config.yaml`."""
+
+
 def guard(main: Callable[[], Any]) -> int:
     """Run Hydra's main; turn mistakes into one line and everything into an exit code."""
     try:
@@ -53,7 +59,12 @@ def guard(main: Callable[[], Any]) -> int:
 
 
 def run_one(composed: DictConfig) -> None:
-    """Run the composed cell, refresh the tables, show the outcome."""
+    """Run the composed cell, refresh the tables, show the outcome; exits the process if that is not a finished cell."""
+    if code := guard(lambda: _run_one(composed)):  # here, because Hydra comments on every exception that it sees
+        sys.exit(code)
+
+
+def _run_one(composed: DictConfig) -> None:
     config = configuration.load(composed)
     cell, starred = identify(composed, HydraConfig.get().runtime.choices)
 
@@ -92,22 +103,29 @@ def _resolve(composed: DictConfig) -> dict[str, Any]:
 
 
 def explain(error: Exception) -> str:
-    """One line for a mistake: the key, the value, what is allowed."""
-    text = str(error)
-    if missing := re.search(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '([\w/]+)':\n((?:\t.*\n?)+)", text):
-        group, value, _, available = missing.groups()
+    """One line for a mistake that Hydra found: the key, the value, what is allowed."""
+    text = f"{error}\n{error.__cause__ or ''}"
+    if found := re.search(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '[\w/]+':\n((?:\t.*\n?)+)", text):
+        group, value, available = found.groups()
         return f"{group}={value} is unknown; known: {', '.join(available.split())}"
-    if unknown := re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text):
-        key = unknown[2]
-        section = key.rpartition(".")[0]
-        return f"{key} is not a key; {_keys_of(section)}"
-    if isinstance(error, ConfigCompositionException) and isinstance(error.__cause__, OmegaConfBaseException):
-        text = f"{text.splitlines()[0]} {error.__cause__}"
-    return " ".join(text.split())
+    if found := re.search(r"Key '[^']+' is not in struct\s+full_key: (\S+)", text):
+        key = found[1]
+        return f"{_as_typed(key)} is unknown: {_keys_beside(key)}"
+    return " ".join(str(error).split())
 
 
-def _keys_of(section: str) -> str:
-    if known := configuration.section_keys(section):
-        where = f"keys of {section}" if section else "keys"
-        return f"{where}: {', '.join(known)}"
-    return "`python run.py --cfg job` shows all keys"
+def _as_typed(key: str) -> str:
+    """The argument that set `key`, as the user typed it."""
+    return next((argument for argument in sys.argv[1:] if argument.partition("=")[0].lstrip("+~") == key), key)
+
+
+def _keys_beside(key: str) -> str:
+    section = key.rpartition(".")[0]
+    if section in ("task", "attention"):
+        options = {"task": tasks.options, "attention": attention.options}[section]
+        name = _as_typed(section).partition("=")[2]
+        if "," not in name:  # one choice, typed or the default
+            known = list(options(name or DEFAULTS[section]))
+            return f"{section}={name or DEFAULTS[section]} has the options {', '.join(known) or 'none'}"
+    known = configuration.section_keys(section)
+    return f"there are {', '.join(known)}" if known else "`python run.py --cfg job` shows all keys"

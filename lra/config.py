@@ -1,5 +1,6 @@
 """The composed configuration as a checked, typed object: every mistake becomes one line before any data is touched."""
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -172,15 +173,17 @@ def load(composed: DictConfig) -> Config:
     return config
 
 
+TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "a text"}
+
+
 def explain(error: OmegaConfBaseException, composed: DictConfig) -> str:
-    """One line for a type error or an unknown key that OmegaConf found."""
+    """One line for a value of the wrong type."""
     key = str(error.full_key)
     value = OmegaConf.select(composed, key, default=None)
-    expected = getattr(error.ref_type, "__name__", None) or "another type"
-    expected = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}.get(
-        expected, expected
-    )
-    return f"{key}={value} is not possible; it must be {expected}"
+    wanted = re.search(r"could not be converted to (\w+)", str(error))
+    if wanted is None:
+        return f"{key}={value} is not possible: {str(error).splitlines()[0]}"
+    return f"{key}={value} is not possible; it must be {TYPES.get(wanted[1], wanted[1])}"
 
 
 def _check_options(config: Config) -> None:

@@ -240,7 +240,9 @@ def _make_writable(directory: Path, *, fresh: bool) -> None:
         probe.write_bytes(b"\0" * MIB)
         probe.unlink()
     except OSError as error:
-        raise UserError(f"results_dir: cannot write to {directory} ({error.strerror}); choose another results_dir") from error
+        raise UserError(
+            f"results_dir: cannot write to {directory} ({error.strerror}); choose another results_dir"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

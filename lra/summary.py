@@ -5,7 +5,7 @@ from typing import Any, cast
 import pandas as pd
 
 SCOPE = ["protocol", "budget", "device"]
-"""What a row, an average and a rank never mix."""
+"""What a row, an average and a rank never mix, beside the data."""
 
 ROW = ("attention", "protocol", "budget", "suite", "device")
 
@@ -13,46 +13,57 @@ ROW = ("attention", "protocol", "budget", "suite", "device")
 def summary(leaderboard: pd.DataFrame, suites: dict[str, list[str]]) -> tuple[pd.DataFrame, list[str]]:
     """One row an (attention, protocol, budget, suite, device), from the leaderboard's rows; and problems found.
 
-    Columns: `ROW`, every task of a suite (mean accuracy in per cent), `average` over the tasks of the suite,
-    `mean_rank` over them (1 = most accurate, ties shared, among the rows complete in the suite), `failures`. Average
-    and rank are empty unless the row is complete. Where a task was run on several data sets within `SCOPE`, its
-    column stays empty there and a problem says so: those accuracies do not compare.
+    Columns: `ROW`; every task of a suite (mean accuracy in per cent); `average` over the tasks of the row's suite and
+    `mean_rank` over them (1 = most accurate, ties shared), both empty unless the row is complete; `failures`; and
+    `data_digests`. Only complete rows on the same data are ranked against each other. Where one attention has
+    accuracies on two data sets of a task, none is chosen: the cell stays empty, and a problem says so.
     """
-    rows, problems = _without_mixed_data(leaderboard)
+    rows, problems = _without_doubled_data(leaderboard)
     tasks = list(dict.fromkeys(task for names in suites.values() for task in names))
     numbers = dict.fromkeys([*tasks, "average", "mean_rank"], "float64")
-    types = {**dict.fromkeys(ROW, "object"), **numbers, "failures": "int64"}
-    parts = [part for suite, names in suites.items() for part in _suite(rows, suite, names)]
+    types = {**dict.fromkeys(ROW, "object"), **numbers, "failures": "int64", "data_digests": "object"}
+    parts = [row for suite, names in suites.items() for row in _suite(rows, suite, names)]
     table = pd.DataFrame(parts, columns=list(types)).astype(types)
     keys = ["suite", "protocol", "budget", "device", "average", "attention"]
     return table.sort_values(by=keys, ascending=[key != "average" for key in keys], ignore_index=True), problems
 
 
 def _suite(rows: pd.DataFrame, suite: str, tasks: list[str]) -> list[dict[str, Any]]:
-    """The rows of one suite, by `SCOPE`, as dictionaries."""
+    """The rows of one suite as dictionaries."""
     parts, scopes = [], cast(Any, rows[rows["task"].isin(tasks)].groupby(SCOPE))
     for scope, group in scopes:
         cells = group.pivot_table("accuracy_mean", "attention", "task", aggfunc="first", dropna=False)
-        cells = cells.reindex(columns=tasks)
+        cells, data = cells.reindex(columns=tasks), _data(group)
         complete = cells.dropna()
         cells["average"] = complete.mean(axis=1)
-        cells["mean_rank"] = complete.rank(ascending=False, method="average").mean(axis=1)
+        cells["mean_rank"] = complete.groupby(data.reindex(complete.index)).rank(ascending=False).mean(axis=1)
         cells["failures"] = group.groupby("attention")["failures"].sum()
+        cells["data_digests"] = data
         fixed = {"suite": suite, **dict(zip(SCOPE, scope, strict=True))}
         parts += [{**fixed, **row} for row in cells.reset_index().to_dict("records")]
     return parts
 
 
-def _without_mixed_data(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The rows, without the accuracies of tasks that were run on several data sets within one scope."""
+def _data(rows: pd.DataFrame) -> pd.Series:
+    """Attention to the data behind its accuracies: `listops:1f0c9e2b text:…`, tasks in alphabetical order."""
+    labels: dict[str, list[str]] = {attention: [] for attention in rows["attention"]}
+    present = rows[rows["accuracy_mean"].notna()]
+    for attention, task, digest in sorted(
+        zip(present["attention"], present["task"], present["data_digest"], strict=True)
+    ):
+        labels[attention].append(f"{task}:{digest}")
+    return pd.Series({attention: " ".join(parts) for attention, parts in labels.items()}, dtype="object")
+
+
+def _without_doubled_data(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The rows, without the accuracies of an attention on a task that it was run on several data sets of."""
     rows, problems = rows.copy(), []
-    columns = cast(Any, rows[rows["n_seeds"] > 0].groupby([*SCOPE, "task"]))
-    for (protocol, budget, device, task), group in columns:
-        digests = sorted(group["data_digest"].unique())
-        if len(digests) > 1:
+    cells = cast(Any, rows[rows["n_seeds"] > 0].groupby(["attention", "task", *SCOPE]))
+    for (attention, task, protocol, budget, device), group in cells:
+        if len(group) > 1:
             rows.loc[group.index, "accuracy_mean"] = float("nan")
             problems.append(
-                f"summary: {task} was run on {len(digests)} data sets ({', '.join(digests)}) under protocol={protocol}, "
-                f"budget={budget}, {device}; its column stays empty there"
+                f"{attention} {task} {protocol} {budget} ({device}) was run on {len(group)} data sets, "
+                f"{', '.join(sorted(group['data_digest']))}: the summary leaves it empty"
             )
     return rows, problems

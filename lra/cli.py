@@ -32,6 +32,11 @@ PROTOCOL_OWNS = ("model.", "training.", "protocol.", "task.")
 """Sections whose values a protocol fixes; a cell that overrides one is starred in the tables."""
 
 
+UNKNOWN_CHOICE = re.compile(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '[\w/]+':\n((?:\t.*\n?)+)")
+UNKNOWN_KEY = re.compile(r"Key '[^']+' is not in struct\s+full_key: (\S+)")
+"""How Hydra and OmegaConf word the two commonest mistakes, over several lines."""
+
+
 class CellFailedError(Exception):
     """A cell ended without a result; the message has been shown, `code` is the exit code."""
 
@@ -105,10 +110,10 @@ def _resolve(composed: DictConfig) -> dict[str, Any]:
 def explain(error: Exception) -> str:
     """One line for a mistake that Hydra found: the key, the value, what is allowed."""
     text = f"{error}\n{error.__cause__ or ''}"
-    if found := re.search(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '[\w/]+':\n((?:\t.*\n?)+)", text):
+    if found := UNKNOWN_CHOICE.search(text):
         group, value, available = found.groups()
         return f"{group}={value} is unknown; known: {', '.join(available.split())}"
-    if found := re.search(r"Key '[^']+' is not in struct\s+full_key: (\S+)", text):
+    if found := UNKNOWN_KEY.search(text):
         key = found[1]
         return f"{_as_typed(key)} is unknown: {_keys_beside(key)}"
     return " ".join(str(error).split())

@@ -133,12 +133,7 @@ def read_records(results_dir: str | Path) -> tuple[list[Record], list[str]]:
     records, problems = [], []
     for path in sorted(Path(results_dir, "runs").rglob(FILENAME)):
         where = path.relative_to(results_dir)
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        except (OSError, ValueError, RecursionError) as error:
-            problems.append(f"{where}: cannot be read: {error}")
-            continue
-        problem = problem_with(record)
+        record, problem = _read(path)
         if problem is None and (home := Cell.of(record).directory("")) != where.parent:
             problem = f"belongs to {home}, is left out here"
         if problem is None:
@@ -146,6 +141,12 @@ def read_records(results_dir: str | Path) -> tuple[list[Record], list[str]]:
         else:
             problems.append(f"{where}: {problem}")
     return records, problems
+
+
+def read_record(path: str | Path) -> Record | None:
+    """The record in a file, or None where there is none that is sound."""
+    record, problem = _read(Path(path))
+    return record if problem is None else None
 
 
 def problem_with(record: Any) -> str | None:
@@ -212,6 +213,14 @@ _FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     "test": {"best": _OBJECT, "last": _OBJECT},
 }
 """What the tables read beyond identity and status, and its types; any of it may be absent or null."""
+
+
+def _read(path: Path) -> tuple[Any, str | None]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        return None, f"cannot be read: {error}"
+    return record, problem_with(record)
 
 
 def _is_count(entry: dict[str, Any]) -> bool:

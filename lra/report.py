@@ -9,9 +9,12 @@ import pandas as pd
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from lra.leaderboard import distinct, leaderboard
+from lra.leaderboard import distinct, leaderboard, row_of
 from lra.record import Record, read_records, write_text
 from lra.summary import summary
+from lra.terminal import print_cell, print_multirun
+
+__all__ = ["Tables", "build", "print_cell", "print_multirun", "refresh", "row_of", "suites", "to_csv"]
 
 SUITES = Path(__file__).parents[1] / "conf" / "suite"
 DECIMALS = {"steps_per_s": 3, "peak_mem_mib": 1}

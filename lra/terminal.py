@@ -17,12 +17,11 @@ DEMO = "budget=demo: a short run that shows that everything works. Its accuracy 
 
 
 def print_cell(
-    record: Record, row: dict[str, Any] | None, results_dir: str | Path, console: Console | None = None
+    record: Record, results_dir: str | Path, console: Console | None = None, row: dict[str, Any] | None = None
 ) -> None:
     """Accuracy with its interval beside class prior and published value, speed, memory, and where the files are.
 
-    `row` is the leaderboard's row of the record (`leaderboard.row_of`), which knows the other seeds; None before there
-    is one. A cell that failed shows its status and message instead.
+    `row` is the leaderboard's row of the record (`leaderboard.row_of`), which knows the other seeds. A cell that failed shows its status and message instead.
     """
     cell, ok = Cell.of(record), record["status"] == "ok"
     lines = Table.grid(padding=(0, 2))

@@ -70,9 +70,9 @@ def location(root: Path, task: str, recipe: Recipe) -> Path:
 
 def _load(folder: Path, recipe: Recipe) -> TaskData | None:
     """The arrays in `folder`, or None where there are none, or none of the present raw files."""
-    if not folder.exists():
-        return None
     try:
+        if not folder.exists():
+            return None
         meta = json.loads((folder / "meta.json").read_text())
         recorded, inputs, digest = dict(meta["sha256"]), meta["inputs"], meta["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -227,4 +227,6 @@ def _sync(folder: Path) -> None:
 
 
 def _brief(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}".split("\n")[0]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}".split("\n")[0]

@@ -233,9 +233,12 @@ def joint_softmax(groups: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]
 
 
 def masked_softmax(logits: Tensor, seen: Tensor) -> Tensor:
-    """Softmax over the visible entries of the last axis; all zeros, and zero gradients, where none is visible."""
-    lowest = torch.finfo(logits.dtype).min
-    return logits.masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0.0)
+    """Softmax over the visible entries of the last axis, exactly zero elsewhere.
+
+    Where nothing is visible it is uniform, never NaN: only padded queries and regions that do not exist come to that,
+    and their results are dropped with zero gradients.
+    """
+    return logits.masked_fill(~seen, torch.finfo(logits.dtype).min).softmax(-1)
 
 
 def tokens_seen(size: int, causal: bool, device: torch.device) -> Tensor:

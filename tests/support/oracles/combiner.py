@@ -104,8 +104,8 @@ def _row(
                 known[tuple(region), column] = _row_summary(q, k, region, region[0] // s * s + column, real)
         summaries.append(known[tuple(region), column])
 
-    keys = [k[:, j] for j in direct] + [key for key, _ in summaries]
-    logits = torch.stack([(q[:, i] * key).sum(-1) / dim**0.5 for key in keys], -1)
+    keys = torch.stack([k[:, j] for j in direct] + [key for key, _ in summaries], 1)  # (H, |direct| + regions, D)
+    logits = (q[:, i, None] * keys).sum(-1) / dim**0.5
     weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
     weights = weights / weights.sum(-1, keepdim=True)  # (H, direct tokens + regions)
     row = q.new_zeros(heads, length).index_add(1, torch.tensor(direct), weights[:, : len(direct)])
@@ -116,19 +116,18 @@ def _row(
 
 def _pooled_summary(q: Tensor, k: Tensor, region: list[int]) -> tuple[Tensor, Tensor]:
     """k̂ (H, D) and p(j | region) (H, |region|), by max-pooled query and key."""
-    query = torch.stack([q[:, j] for j in region]).amax(0)
-    key = torch.stack([k[:, j] for j in region]).amax(0)
-    return key, _softmax(query, k, region)
+    return k[:, region].amax(1), _softmax(q[:, region].amax(1), k, region)
 
 
 def _row_summary(q: Tensor, k: Tensor, region: list[int], asking: int, real: list[int]) -> tuple[Tensor, Tensor]:
     """k̂ and p(j | row) of Axial row-major: the token at `asking` asks, or the pooled query where it is padding."""
-    query = q[:, asking] if asking in real else torch.stack([q[:, j] for j in region]).amax(0)
+    query = q[:, asking] if asking in real else q[:, region].amax(1)
     within = _softmax(query, k, region)
-    return sum((within[:, [n]] * k[:, j] for n, j in enumerate(region)), torch.zeros_like(k[:, 0])), within
+    return (within[..., None] * k[:, region]).sum(1), within
 
 
 def _softmax(query: Tensor, k: Tensor, region: list[int]) -> Tensor:
-    logits = torch.stack([(query * k[:, j]).sum(-1) / query.shape[-1] ** 0.5 for j in region], -1)
+    """softmax_j(query·k_j / √D) over the tokens of a region, (H, |region|)."""
+    logits = (query[:, None] * k[:, region]).sum(-1) / query.shape[-1] ** 0.5
     weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
     return weights / weights.sum(-1, keepdim=True)

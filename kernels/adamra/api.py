@@ -8,7 +8,8 @@ from torch import Tensor
 from kernels.adamra import reference
 from kernels.common.dispatch import check_impl, resolve_impl
 from kernels.common.inputs import check_choice
-from kernels.common.layout import compute_dtype, heads_last
+from kernels.common.layout import heads_last
+from kernels.common.masks import real_tokens, real_values
 
 IMPLEMENTATIONS = ("reference",)
 FEATURE_MAPS = ("exponential", "elu", "softmax")
@@ -44,11 +45,11 @@ def adamra(
     check_choice(GATES, gate=gate)
     check_impl(impl, IMPLEMENTATIONS, "adamra")
     resolve_impl(impl, q.device, IMPLEMENTATIONS)
-    real = _real_tokens(q, key_mask)
+    real = real_tokens(q, key_mask)
     out, balance = reference.adamra(
-        _real_values(q, real),
-        _real_values(k, real),
-        _real_values(v, real),
+        real_values(q, real),
+        real_values(k, real),
+        real_values(v, real),
         real,
         router=router,
         rates=rates,
@@ -65,23 +66,14 @@ def spreads(
     q: Tensor, k: Tensor, key_mask: Tensor | None, *, rates: Sequence[int], key_weights: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
     """σ of the queries and of the compressed keys, per resolution, (R,) each; the input of `match_moments`."""
-    real = _real_tokens(q, key_mask)
+    real = real_tokens(q, key_mask)
     with torch.no_grad():
-        return reference.spreads(_real_values(q, real), _real_values(k, real), real, rates, key_weights)
+        return reference.spreads(real_values(q, real), real_values(k, real), real, rates, key_weights)
 
 
 def shares(q: Tensor, key_mask: Tensor | None, router: Tensor) -> Tensor:
     """Share of the real queries that each resolution got, (H, R); zero without a real query."""
-    real = _real_tokens(q, key_mask)
+    real = real_tokens(q, key_mask)
     with torch.no_grad():
-        _, chosen = reference.route(_real_values(q, real), router)
+        _, chosen = reference.route(real_values(q, real), router)
     return (chosen & real[:, None, :, None]).sum((0, 2)) / real.sum().clamp(min=1)
-
-
-def _real_tokens(q: Tensor, key_mask: Tensor | None) -> Tensor:
-    return q.new_ones(q.shape[0], q.shape[2], dtype=torch.bool) if key_mask is None else key_mask
-
-
-def _real_values(x: Tensor, real: Tensor) -> Tensor:
-    """x in the dtype of computation, with padded tokens at zero, so that what they held cannot matter."""
-    return x.to(compute_dtype(x.dtype)).masked_fill(~real[:, None, :, None], 0.0)

@@ -66,7 +66,7 @@ def balance_loss(probability: Tensor, chosen: Tensor, real: Tensor) -> Tensor:
 
     f_r is the share of real queries that chose r, P_r the mean probability of r over them (Switch Transformer).
     """
-    padded, count = ~real[:, None, :, None], real.sum().clamp(min=1)
+    padded, count = ~real[:, None, :, None], real.sum().clamp(min=1).to(probability.dtype)
     share = chosen.masked_fill(padded, False).sum((0, 2)) / count  # f, (H, R)
     mean = probability.masked_fill(padded, 0.0).sum((0, 2)) / count  # P, (H, R)
     return probability.shape[-1] * (share * mean).sum(-1).mean()

@@ -9,7 +9,7 @@ EXACT = 1e-10
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """‖actual − expected‖ / ‖expected‖ in float64; the absolute error where the expected value is zero."""
-    actual, expected = actual.double().cpu(), expected.double().cpu()
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     scale = torch.linalg.vector_norm(expected)
     error = torch.linalg.vector_norm(actual - expected)
     return float(error / scale) if scale > 0 else float(error)

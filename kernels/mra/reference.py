@@ -58,16 +58,18 @@ def select_blocks(
     """
     real = _real_tokens(q, key_mask, block_size)  # (B or 1, 1, nb, b)
     counts = real.sum(-1)
-    occupied, num_blocks = counts > 0, counts.shape[-1]
+    num_blocks = counts.shape[-1]
+    occupied = (counts > 0)[..., :, None] & (counts > 0)[..., None, :]  # (B or 1, 1, nb, nb)
     scores = _scaled_products(_means(_blocks(q, real), counts), _means(_blocks(k, real), counts))
-    scores = scores - scores.masked_fill(~occupied[..., None, :], -torch.inf).amax(-1, keepdim=True)
+    scores = scores.masked_fill(~occupied, -torch.inf)
+    scores = (scores - scores.amax(-1, keepdim=True)).masked_fill(~occupied, 0.0)
 
     block = torch.arange(num_blocks, device=q.device)
     first = (block < first_blocks).long()
     priors = first[:, None] + first
     if diagonal_blocks > 0:
         priors = priors + ((block[:, None] - block).abs() <= diagonal_blocks // 2).long()
-    priors = priors.where(occupied[..., :, None] & occupied[..., None, :], -1).expand_as(scores)
+    priors = priors.where(occupied, -1).expand_as(scores)
 
     # Two stable sorts order by prior, then score, then index; a sum of both would lose score digits to rounding.
     by_score = scores.flatten(-2).argsort(dim=-1, descending=True, stable=True)
@@ -102,14 +104,17 @@ def attend_blocks(
         peak = torch.maximum(peak, coarse.detach().amax(-1, keepdim=True))
     peak = peak.masked_fill(peak.isinf(), 0.0)  # a query without any key: −inf − (−inf) would be NaN
 
+    # Weights are normalised before they meet v: where one key takes all, its gradient then cancels exactly.
     weights = torch.exp(logits - peak.gather(2, _over_tokens(rows, block_size))[..., None])
-    numerator = _add_by_row(weights @ _pick(value, in_column), in_row)  # (B, H, nb, b, D)
-    denominator = _add_by_row(weights.sum(-1, keepdim=True), in_row)  # (B, H, nb, b, 1)
+    total = _add_by_row(weights.sum(-1, keepdim=True), in_row)  # (B, H, nb, b, 1)
+    coarse_weights = None
     if coarse is not None:
-        weights = counts[..., None, None, :] * torch.exp(coarse[..., None, :] - peak[..., None])  # (B, H, nb, b, nb)
-        numerator = numerator + (weights.flatten(2, 3) @ _means(value, counts)).view_as(numerator)
-        denominator = denominator + weights.sum(-1, keepdim=True)
-    out = numerator / denominator.masked_fill(denominator == 0, 1.0)
+        coarse_weights = counts[..., None, None, :] * torch.exp(coarse[..., None, :] - peak[..., None])
+        total = total + coarse_weights.sum(-1, keepdim=True)
+    total = total.masked_fill(total == 0, 1.0)
+    out = _add_by_row(weights / _pick(total, in_row) @ _pick(value, in_column), in_row)  # (B, H, nb, b, D)
+    if coarse_weights is not None:
+        out = out + ((coarse_weights / total).flatten(2, 3) @ _means(value, counts)).view_as(out)
     return out.flatten(2, 3)[:, :, : q.shape[2]]
 
 

@@ -201,3 +201,17 @@ def test_half_precision_is_computed_in_float32(dtype):
     out = mra_attention(*inputs, block_size=16, blocks_per_row=2)
     single = mra_attention(*(x.float() for x in inputs), block_size=16, blocks_per_row=2)
     assert torch.equal(out, single.to(dtype))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_padding_does_not_lift_the_maximum_of_very_negative_logits(mode):
+    """Zeroed padding has logit 0: a maximum that included it would underflow every real weight."""
+    q, k, v = qkv(2, 1, 96, 4)
+    q, k = q + 100, k - 100  # logits near −20000
+    key_mask = (torch.arange(96) < 70) & (torch.arange(96) % 3 > 0)  # holes in every block, the last one empty
+    key_mask = key_mask.expand(2, -1)
+    options = dict(block_size=16, blocks_per_row=2)
+    refined = block_pairs(q, k, key_mask, **options)
+    out = mra_attention(q, k, v, key_mask, mode=mode, **options)
+    assert_exact(out, oracle(q, k, v, key_mask, refined, mode=mode, block_size=16))
+    assert mode == "sparse" or (out.abs().amax(-1)[key_mask[:, None]] > 0).all()

@@ -8,7 +8,7 @@ from kernels.mra import check_options, mra_attention
 
 
 @register("mra", mra_s={"mode": "sparse"})
-class MRAAttention(Attention):
+class MRA(Attention):
     """MRA-2 (`mode="full"`) and MRA-2-s (`mode="sparse"`): the largest blocks exact, the rest coarse or dropped.
 
     The formula stands in `kernels.mra.api.mra_attention`. No parameters.
@@ -37,9 +37,7 @@ class MRAAttention(Attention):
     ):
         super().__init__(num_heads, head_dim, max_length, causal, impl)
         if causal:
-            raise ValueError(
-                "attention.causal=True is not possible for MRA: a block's mean query would leak the future"
-            )
+            raise ValueError("attention.causal=True is refused by mra: a block's mean query would leak the future")
         check_options(mode, block_size, blocks_per_row, first_blocks, diagonal_blocks)
         self.mode, self.block_size, self.blocks_per_row = mode, block_size, blocks_per_row
         self.first_blocks, self.diagonal_blocks = first_blocks, diagonal_blocks

@@ -3,19 +3,18 @@
 from torch import Tensor
 
 from kernels.common.dispatch import check_impl, resolve_impl
-from kernels.common.inputs import check_positive
+from kernels.common.inputs import check_choice, check_positive
 from kernels.common.layout import heads_last
 from kernels.mra import reference
 
 IMPLEMENTATIONS = ("reference",)
-MODES = ("full", "sparse")
+MODES = ("full", "sparse")  # MRA-2, MRA-2-s
 BLOCK_SIZES = (16, 32, 64)
 
 
 def check_options(mode: str, block_size: int, blocks_per_row: int, first_blocks: int, diagonal_blocks: int) -> None:
     """Raise ValueError, in one line, for an option that MRA does not have."""
-    if mode not in MODES:
-        raise ValueError(f"attention.mode={mode!r} is unknown; MRA has full (MRA-2) and sparse (MRA-2-s)")
+    check_choice(MODES, mode=mode)
     check_positive(block_size=block_size, blocks_per_row=blocks_per_row)
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"attention.block_size={block_size} is not supported; MRA takes 16, 32 or 64")
@@ -46,12 +45,14 @@ def mra_attention(
     refined pairs (x, y) ∈ I are the blocks_per_row · ⌈N / block_size⌉ highest of a head: by priors, then by
     τ q̄_x·k̄_y less its maximum over y. Arguments and result as in `attention.base.Attention`.
 
-    Paper: arXiv 2207.10284, sections 3 and 4; the choice per head and its row normalisation follow the authors' code.
+    Zeng et al., "Multi Resolution Analysis (MRA) for Approximate Self-Attention" (arXiv 2207.10284): MRA-2 and
+    MRA-2-s. One budget a head, the row normalisation and the priors are those of the authors' code; unlike there,
+    the budget follows the length of the call, row maxima ignore padding, and sums are exact instead of + 1e-6.
     """
     check_options(mode, block_size, blocks_per_row, first_blocks, diagonal_blocks)
-    check_impl(impl, IMPLEMENTATIONS, "MRA")
-    forward = {"reference": reference.mra_attention}[resolve_impl(impl, q.device, IMPLEMENTATIONS)]
-    out = forward(
+    check_impl(impl, IMPLEMENTATIONS, "mra")
+    resolve_impl(impl, q.device, IMPLEMENTATIONS)
+    out = reference.mra_attention(
         q,
         k,
         v,

@@ -1,8 +1,7 @@
 """MRA-2 and MRA-2-s in plain PyTorch: select the block pairs to refine, then attend at two resolutions.
 
 Notation: x, y are query and key blocks, nb = ⌈N / b⌉ their number, i, j tokens, c_y the real tokens of block y,
-I the refined pairs; the method's formula stands in `kernels.mra.api`. Where the published code adds 1e-6 to its
-denominators, the sums here are exact, shifted by their true maximum.
+I the refined pairs. The method's formula stands in `kernels.mra.api`; its sums are shifted by their true maximum.
 """
 
 import torch

@@ -41,7 +41,7 @@ def test_a_module_has_no_state_and_no_loss():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(mode="dense"), ["attention.mode='dense'", "full", "sparse"]),
+        (dict(mode="dense"), ["attention.mode=dense", "full", "sparse"]),
         (dict(block_size=48), ["attention.block_size=48", "16, 32 or 64"]),
         (dict(block_size=32.0), ["attention.block_size=32.0", "integer"]),
         (dict(blocks_per_row=0), ["attention.blocks_per_row=0", "positive"]),

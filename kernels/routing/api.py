@@ -1,0 +1,62 @@
+"""Routing attention: validation and dispatch."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kernels.common.dispatch import check_impl, resolve_impl
+from kernels.common.inputs import check_positive
+from kernels.common.layout import heads_last
+from kernels.routing import reference
+
+IMPLEMENTATIONS = ("reference",)
+
+
+class RoutingOutput(NamedTuple):
+    """What one call gives: the attention, and what trains the centroids."""
+
+    out: Tensor
+    """(B, H, N, D), in the contract's form."""
+    commitment: Tensor
+    """Scalar, unweighted: mean over real tokens, routing heads and features of (q̂ − μ)², plus the same of k̂."""
+    counts: Tensor
+    """(H_r, K): real queries and keys whose best centroid this is, over the batch; detached."""
+    sums: Tensor
+    """(H_r, K, D): the sum of those normalised vectors; detached."""
+
+
+def routing_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    centroids: Tensor,
+    *,
+    window: int,
+    local_window: int,
+    key_mask: Tensor | None = None,
+    causal: bool = False,
+    impl: str = "auto",
+) -> RoutingOutput:
+    """Routing attention on the first H_r heads, local attention on the others.
+
+    q, k, v        (B, H, N, D)
+    centroids      (H_r, K, D), 1 <= H_r <= H; they get no gradient
+    window         tokens of a cluster; it holds all real tokens where there are fewer
+    local_window   block of a local head, which sees its own block and the neighbours; N where N is shorter
+    key_mask       (B, N) bool, True = real token
+    causal         a query sees keys at or before its own position. The members of a cluster are chosen over the
+                   whole sequence, as published: later tokens can decide *whether* an earlier one is in a cluster
+
+    Raises ValueError for impossible sizes. Formulas and source: `kernels.routing.reference`.
+    """
+    check_positive(window=window, local_window=local_window)
+    check_impl(impl, IMPLEMENTATIONS, "routing")
+    heads, dim = q.shape[1], q.shape[3]
+    if centroids.dim() != 3 or not 1 <= centroids.shape[0] <= heads or centroids.shape[2] != dim:
+        raise ValueError(
+            f"centroids must be (routing heads, clusters, head_dim) with at most {heads} heads of {dim}, "
+            f"got {tuple(centroids.shape)}"
+        )
+    resolve_impl(impl, q.device, IMPLEMENTATIONS)
+    out, *rest = reference.routing_attention(q, k, v, centroids, window, local_window, key_mask, causal)
+    return RoutingOutput(heads_last(out, key_mask, q.dtype), *rest)

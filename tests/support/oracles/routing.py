@@ -56,7 +56,7 @@ def local_head(q: Tensor, k: Tensor, v: Tensor, block: int, real: list[int], cau
 
 def nearest(x_hat: Tensor, centroids: Tensor) -> int:
     """The cluster of largest μ · x̂ for one vector (D) and (K, D)."""
-    scores = [float(x_hat @ centroid) for centroid in centroids]
+    scores = (centroids @ x_hat).tolist()
     return scores.index(max(scores))
 
 

@@ -1,5 +1,7 @@
 """The contract that every attention keeps."""
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,10 @@ class Attention(nn.Module):
 
     implementations: tuple[str, ...] = ("reference",)
     """What `impl` may name; a method with kernels adds "triton"."""
+
+    batch_independent_options: ClassVar[dict[str, Any]] = {}
+    """Options under which, in evaluation, a sequence's output does not depend on its batch mates (nor, where causal,
+    on later tokens); needed only by a method whose defaults pool statistics over the call."""
 
     def __init__(self, num_heads: int, head_dim: int, max_length: int, causal: bool = False, impl: str = "auto"):
         super().__init__()

@@ -9,16 +9,22 @@ from attention.registry import register
 from kernels.common.layout import heads_last
 
 
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool = False) -> Tensor:
+    """softmax(q kᵀ / √D) v over the real keys; arguments and result as in `attention.base.Attention`."""
+    if key_mask is None:
+        return heads_last(scaled_dot_product_attention(q, k, v, is_causal=causal))
+    # A query that may see no key at all would give NaN: let it see something, its row is dropped below.
+    visible = (key_mask | ~key_mask.any(-1, keepdim=True))[:, None, None, :]  # (B, 1, 1, N)
+    if causal:
+        length = q.shape[2]
+        past = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+        visible = (visible & past) | torch.eye(length, dtype=torch.bool, device=q.device)
+    return heads_last(scaled_dot_product_attention(q, k, v, attn_mask=visible), key_mask)
+
+
 @register("softmax")
 class SoftmaxAttention(Attention):
     """softmax(q kᵀ / √D) v through PyTorch's SDPA, the fastest exact backend of the device."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-        if key_mask is None:
-            return heads_last(scaled_dot_product_attention(q, k, v, is_causal=self.causal))
-        # A query that may see no key at all would give NaN: let it see something, its row is dropped below.
-        visible = (key_mask | ~key_mask.any(-1, keepdim=True))[:, None, None, :]  # (B, 1, 1, N)
-        if self.causal:
-            causal = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
-            visible = (visible & causal) | torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
-        return heads_last(scaled_dot_product_attention(q, k, v, attn_mask=visible), key_mask)
+        return softmax_attention(q, k, v, key_mask, self.causal)

@@ -49,7 +49,7 @@ def causal_sums(query_features: Tensor, key_features: Tensor, values: Tensor) ->
 class LinearAttention(Attention):
     """φ(q_i)·Σ_j φ(k_j) v_jᵀ / (φ(q_i)·Σ_j φ(k_j) + 1e-6) with φ(x) = elu(x) + 1.
 
-    Katharopoulos et al. 2020 (arXiv 2006.16236), equations 5, 7 and 9 for the causal form. No 1/√D there.
+    Katharopoulos et al. 2020 (arXiv 2006.16236), sections 3.2 and 3.3 (causal). No 1/√D there.
     """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:

@@ -14,9 +14,8 @@ from kernels.common.layout import compute_dtype, heads_last
 class LinformerAttention(Attention):
     """softmax(q (E k)ᵀ / √D) (E v) with a learned E a head, (projected_length, N), shared by keys and values.
 
-    Wang et al. 2020 (arXiv 2006.04768), equation 7, with the key-value sharing of section 4. Drawn as N(0, 0.02²), as in
-    the small LRA setting. Rows of padding are zeroed before the projection; a call with N < max_length uses the
-    first N columns of E.
+    Wang et al. 2020 (arXiv 2006.04768), equation 7; shared, and drawn as N(0, 0.02²), as in the small LRA setting.
+    Rows of padding are zeroed before the projection; a call with N < max_length uses the first N columns of E.
 
     projected_length   rows that keys and values are projected to
     """

@@ -21,7 +21,7 @@ def masked_softmax(logits: Tensor, visible: Tensor) -> Tensor:
 
 
 def iterative_pinv(matrix: Tensor, iterations: int) -> Tensor:
-    """Moore-Penrose inverse of row-stochastic matrices A (..., M, M), approximately (section 3.2, equation 11).
+    """Moore-Penrose inverse of row-stochastic matrices A (..., M, M), approximately, as the paper iterates it.
 
     Z ← ¼ Z (13 I - A Z (15 I - A Z (7 I - A Z))) from Z = Aᵀ / (‖A‖₁ ‖A‖∞), ‖A‖∞ = 1
 
@@ -41,9 +41,9 @@ def iterative_pinv(matrix: Tensor, iterations: int) -> Tensor:
 class NystromformerAttention(Attention):
     """softmax(q k̃ᵀ) softmax(q̃ k̃ᵀ)⁺ softmax(q̃ kᵀ) v, logits over √D, with M landmarks q̃, k̃ (segment means).
 
-    Xiong et al. 2021 (arXiv 2102.03902), equation 14, without the optional convolution of values. The r-th of a sequence's n
-    real tokens is in segment ⌊r M / n⌋, so that padding changes nothing, and n < M tokens are n landmarks. Where M
-    divides n = N these are the published segments of N / M tokens.
+    Xiong et al. 2021 (arXiv 2102.03902), without the optional convolution of the values. The r-th (from 0) of a
+    sequence's n real tokens is in segment ⌊r M / n⌋: padding changes nothing, n < M tokens are n landmarks, and
+    where M divides n = N these are the published segments of N / M tokens.
 
     num_landmarks     M
     pinv_iterations   steps of the iterative pseudo-inverse

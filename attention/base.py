@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,10 @@ class Attention(nn.Module):
     def implementation(self, device: torch.device) -> str:
         """Which implementation runs on `device`."""
         return resolve_impl(self.impl, device, self.implementations)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The loss of the last call belongs to its graph: a copy or a pickle of the module starts without it.
+        return {**self.__dict__, "_auxiliary": None}
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, causal={self.causal}, impl={self.impl!r}"

@@ -84,6 +84,9 @@ class CellModule(LightningModule):
         self._interval_start = (self.step, self._clock())
         self._interval_loss: list[Tensor] = []
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # a range of steps: the data are on the device already
+
     def training_step(self, steps: range, batch_idx: int) -> None:
         loss = torch.zeros((), device=self.device)
         for step in steps:
@@ -129,7 +132,7 @@ class CellModule(LightningModule):
     def val_dataloader(self) -> list[int]:
         return [0]
 
-    def validation_step(self, _: int, batch_idx: int) -> None:
+    def validation_step(self, batch: int, batch_idx: int) -> None:
         point = self._close_interval()
         score = self.evaluate(self.selection)
         point |= {f"validation_{key}": getattr(score, key) for key in ("loss", "correct", "total")}
@@ -140,7 +143,7 @@ class CellModule(LightningModule):
     def test_dataloader(self) -> list[int]:
         return [0]
 
-    def test_step(self, _: int, batch_idx: int) -> None:
+    def test_step(self, batch: int, batch_idx: int) -> None:
         self.test_score = self.evaluate("test")
 
     @torch.no_grad()

@@ -1,6 +1,8 @@
 """What a person sees while a cell trains: one bar in a terminal, a line now and then in a log file."""
 
+import logging
 import time
+import warnings
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -9,6 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lra.module import CellModule
 
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def quieten_lightning() -> None:
+    """Silence Lightning's start-up notes and the warnings that our use of it makes pointless."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for about in ("Checkpoint directory", ".*does not have many workers", ".*LeafSpec", "Experiment logs directory"):
+        warnings.filterwarnings("ignore", message=about)
 
 
 class TrainingProgress(Callback):

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from lra.errors import UserError
 from lra.loggers import build_logger
 from lra.model import build_classifier
 from lra.module import CellModule, LossNotFiniteError, Score
-from lra.progress import TrainingProgress
+from lra.progress import TrainingProgress, quieten_lightning
 from lra.record import FILENAME, SCHEMA, Cell, Record, read_record, write_json
 from lra.seeding import seed_all
 from lra.tasks import TaskData
@@ -45,6 +45,7 @@ def run_cell(config: Config, cell: Cell, *, starred: bool, console: Console) -> 
         return stored
     _make_writable(directory, fresh=config.rerun)
 
+    quieten_lightning()
     run = _Run(config, directory)
     record: Record = {
         "schema": SCHEMA,
@@ -166,7 +167,6 @@ class _Run:
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
             devices=1,
             max_epochs=-(-training.steps // training.validate_every),
-            reload_dataloaders_every_n_epochs=0,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             callbacks=callbacks,
@@ -178,14 +178,14 @@ class _Run:
 
     def _test(self, trainer: Trainer, module: CellModule) -> dict[str, Score]:
         """Scores of the last step and of the best validation, on the whole test set."""
-        curve = module.curve
         trainer.test(module, verbose=False)
         last = best = module.test_score
-        best_step = max(curve, key=lambda point: point["validation_correct"])["step"]
+        best_step = int(_best_point(module)["step"])
         if best_step != last.step:
-            trainer.test(module, ckpt_path=self.directory / "best.ckpt", verbose=False)
-            best = module.test_score
-            module.curve = curve  # the best checkpoint has brought its own, shorter one
+            weights = torch.load(self.directory / "best.ckpt", map_location=self.device, weights_only=True)
+            module.load_state_dict(weights["state_dict"])
+            trainer.test(module, verbose=False)
+            best = replace(module.test_score, step=best_step)
         return {"best": best, "last": last}
 
     def _note_memory(self) -> None:
@@ -212,9 +212,13 @@ def _integers(score: Score) -> dict[str, int]:
     return {"step": score.step, "correct": score.correct, "total": score.total}
 
 
+def _best_point(module: CellModule) -> dict[str, float]:
+    """The first of the best validations: a later equal one does not replace a checkpoint."""
+    return max(module.curve, key=lambda point: point["validation_correct"])
+
+
 def _validation(module: CellModule) -> dict[str, dict[str, int]]:
-    best, last = max(module.curve, key=lambda point: point["validation_correct"]), module.curve[-1]
-    points = {"best": best, "last": last}
+    points = {"best": _best_point(module), "last": module.curve[-1]}
     keys = {"step": "step", "correct": "validation_correct", "total": "validation_total"}
     return {name: {key: int(point[at]) for key, at in keys.items()} for name, point in points.items()}
 

@@ -2,8 +2,6 @@
 
 from typing import Any, ClassVar
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 

@@ -53,7 +53,7 @@ def leaderboard(records: Iterable[Record]) -> pd.DataFrame:
     groups: dict[tuple[str, ...], list[Record]] = {}
     for key, record in _placed(records):
         groups.setdefault(key, []).append(record)
-    rows = [_row(key, sorted(group, key=_by_seed)) for key, group in groups.items()]
+    rows = [_row(key, sorted(group, key=lambda record: record["cell"]["seed"])) for key, group in groups.items()]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     keys = ["protocol", "budget", "task", "device", "data_digest", "accuracy_mean", "attention"]
     return table.sort_values(by=keys, ascending=[key != "accuracy_mean" for key in keys], ignore_index=True)
@@ -63,7 +63,7 @@ def distinct(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     """Each seed of each row once: of several records the last finished, and a line where they differ."""
     chosen: dict[tuple[Any, ...], Record] = {}
     problems = set()
-    for record in sorted(records, key=lambda record: (record.get("finished") or "", _text(record))):
+    for record in sorted(records, key=_by_finish):
         key = (*row_key(record), record["cell"]["seed"])
         if chosen.setdefault(key, record) != record:
             problems.add(f"{Cell.of(record).label}: several records of this cell differ; the last finished counts")
@@ -186,9 +186,5 @@ def _revision(record: Record) -> str:
     return f"{(code.get('revision') or '')[:12]}{'-dirty' if code.get('dirty') else ''}"
 
 
-def _by_seed(record: Record) -> tuple[int, str]:
-    return record["cell"]["seed"], _text(record)
-
-
-def _text(record: Record) -> str:
-    return json.dumps(record, sort_keys=True)
+def _by_finish(record: Record) -> tuple[str, str]:
+    return record.get("finished") or "", json.dumps(record, sort_keys=True)

@@ -21,7 +21,8 @@ def print_cell(
 ) -> None:
     """Accuracy with its interval beside class prior and published value, speed, memory, and where the files are.
 
-    `row` is the leaderboard's row of the record (`leaderboard.row_of`), which knows the other seeds. A cell that failed shows its status and message instead.
+    `row` is the leaderboard's row of the record (`leaderboard.row_of`), which knows the other seeds. A cell that
+    failed shows its status and message instead.
     """
     cell, ok = Cell.of(record), record["status"] == "ok"
     lines = Table.grid(padding=(0, 2))

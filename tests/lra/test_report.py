@@ -2,15 +2,18 @@
 
 import csv
 import io
+import multiprocessing
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import record, store
+from records import record, store, store_and_refresh
 from rich.console import Console
 
 from lra import literature, report
@@ -18,7 +21,7 @@ from lra.record import Record
 
 ROOT = Path(__file__).parents[2]
 LRA = ["listops", "text", "retrieval", "image", "pathfinder"]
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=12, deadline=None)
 
 CONTRACT = [
     *("attention", "task", "protocol", "budget", "data_digest", "device", "n_seeds", "accuracy_mean", "accuracy_std"),
@@ -138,6 +141,18 @@ def test_a_failed_cell_that_may_belong_to_two_rows_has_its_own() -> None:
 def test_seeds_that_never_left_the_class_prior_stay_in_the_mean_and_are_counted() -> None:
     (row,) = leaderboard(record(seed=0, correct=800), record(seed=1, correct=340))
     assert [row["accuracy_mean"], row["chance_seeds"]] == ["28.5", "1"]
+
+
+def test_seeds_are_listed_by_number_whenever_they_finished() -> None:
+    times = {2: "2026-01-01", 0: "2026-01-02", 10: "2026-01-03", 1: "2026-01-04"}
+    (row,) = leaderboard(*(record(seed=seed, finished=time) for seed, time in times.items()))
+    assert row["seeds"] == "0 1 2 10"
+
+
+def test_code_of_a_row_names_every_revision_and_a_changed_checkout() -> None:
+    changed = {"revision": "0123456789abcdef", "dirty": True}
+    (row,) = leaderboard(record(seed=0), record(seed=1, code=changed))
+    assert row["code"] == "0123456789ab|0123456789ab-dirty"
 
 
 def test_speed_of_two_implementations_is_not_averaged() -> None:
@@ -336,25 +351,31 @@ def test_a_broken_record_is_a_problem_and_the_tables_go_on(tmp_path: Path) -> No
 
 
 def test_eight_processes_that_finish_at_once_leave_whole_tables_of_all_cells(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from records import record, store\nfrom lra.report import refresh\n"
-        "out, k = Path(sys.argv[1]), int(sys.argv[2])\n"
-        "store(out, record(seed=k, correct=700 + k)); (out / f'ready{k}').touch()\n"
-        "while len(list(out.glob('ready*'))) < 8: pass\n"
-        "refresh(out)"
-    )
-    path = f"{ROOT}:{ROOT / 'tests' / 'support'}"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(k)], env={"PYTHONPATH": path})
-        for k in range(8)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0] * 8
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["records", "lra.report"])  # pandas is imported once, not eight times
+    together = context.Barrier(8)
+    processes = [context.Process(target=store_and_refresh, args=(tmp_path, k, together)) for k in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0] * 8
     written = (tmp_path / "leaderboard.csv").read_bytes(), (tmp_path / "summary.csv").read_bytes()
     assert _parsed(written[0].decode())[0]["seeds"] == "0 1 2 3 4 5 6 7"
     tables = report.refresh(tmp_path)
     assert written == (tables.paths[0].read_bytes(), tables.paths[1].read_bytes())
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_refresh_waits_for_its_turn_and_reads_after_it(tmp_path: Path) -> None:
+    store(tmp_path, record(seed=0))
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / ".tables.lock"):
+            refreshing = pool.submit(report.refresh, tmp_path)
+            with pytest.raises(TimeoutError):
+                refreshing.result(timeout=0.5)
+            store(tmp_path, record(seed=1))
+        assert refreshing.result(timeout=60).leaderboard["n_seeds"].tolist() == [2]
 
 
 def test_the_script_rebuilds_says_where_and_names_problems(tmp_path: Path) -> None:

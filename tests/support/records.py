@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lra import report
 from lra.record import FILENAME, Cell, Record, write_json
 
 
@@ -56,3 +57,10 @@ def store(results_dir: Any, *records: Record) -> None:
     """Write records where their cells belong."""
     for each in records:
         write_json(Cell.of(each).directory(results_dir) / FILENAME, each)
+
+
+def store_and_refresh(results_dir: Any, seed: int, together: Any) -> None:
+    """What a process does at the end of its cell, in the same moment as the others."""
+    together.wait(timeout=60)
+    store(results_dir, record(seed=seed, correct=700 + seed))
+    report.refresh(results_dir)

@@ -7,15 +7,15 @@ python run.py attention=adamra task=listops --cfg job     # what would run
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lra.cli makes one line of every mistake
+sys.path.append(str(Path(__file__).parent / "lra" / "plugins"))  # where Hydra finds our launcher
 
 import hydra
 from omegaconf import DictConfig
 
-from lra import cli, launcher
-
-launcher.register()
+from lra import cli
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

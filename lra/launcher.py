@@ -1,4 +1,4 @@
-"""Hydra's local launcher: every cell of a multirun is a process of its own, one or more on each GPU."""
+"""A multirun on this machine: every cell is a process of its own, one or more on each GPU."""
 
 import datetime
 import os
@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.core.utils import filter_overrides
+from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
@@ -43,49 +41,28 @@ class Job:
         return self.cell.directory(self.results_dir)
 
 
-class LocalLauncher(Launcher):
-    """Runs the cells of a sweep as subprocesses of `run.py`, `per_gpu` at a time on each GPU, one at a time without.
-
-    All cells are checked before the first one starts. A cell that fails leaves a record that says so, and the
-    others go on; its output is in `seed<k>.log` beside its folder.
-    """
-
-    def __init__(self, per_gpu: int = 1):
-        self.per_gpu = per_gpu
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.base = hydra_context, config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        jobs = [self._check(list(overrides)) for overrides in job_overrides]
-        console = Console()
-        records = run_jobs(jobs, _slots(self.per_gpu), console)
-
-        from lra import report
-
-        for results_dir in {job.results_dir for job in jobs}:
-            report.refresh(results_dir)
-        report.print_multirun(records, console)
-        if any(record["status"] != "ok" for record in records):
-            raise cli.CellFailedError
-        return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=None) for job in jobs]
-
-    def _check(self, overrides: list[str]) -> Job:
-        composed = self.hydra_context.config_loader.load_sweep_config(self.base, overrides)
-        choices = composed.hydra.runtime.choices
-        with open_dict(composed):
-            del composed["hydra"]
-        config = configuration.load(composed)
-        cell, starred = cli.identify(composed, choices)
-        return Job(cell, starred, list(filter_overrides(overrides)), Path(config.results_dir), config.resolved)
+def check_job(context: HydraContext, base: DictConfig, overrides: Sequence[str]) -> Job:
+    """Compose and check one cell of a sweep; raises what a mistake in it raises."""
+    composed = context.config_loader.load_sweep_config(base, list(overrides))
+    choices = composed.hydra.runtime.choices
+    with open_dict(composed):
+        del composed["hydra"]
+    config = configuration.load(composed)
+    cell, starred = cli.identify(composed, choices)
+    return Job(cell, starred, list(filter_overrides(overrides)), Path(config.results_dir), config.resolved)
 
 
-LocalLauncher.__module__ = "hydra_plugins.lra"  # Hydra takes launchers only from a package of this name
+def launch(jobs: list[Job], per_gpu: int) -> None:
+    """Run the cells, refresh the tables, show what came out; CellFailedError if a cell did not finish."""
+    from lra import report  # imports pandas, which a single cell's start need not wait for
 
-
-def register() -> None:
-    """Make `hydra/launcher=local` known to Hydra."""
-    Plugins.instance().register(LocalLauncher)
+    console = Console()
+    records = run_jobs(jobs, _slots(per_gpu), console)
+    for results_dir in {job.results_dir for job in jobs}:
+        report.refresh(results_dir)
+    report.print_multirun(records, console)
+    if any(record["status"] != "ok" for record in records):
+        raise cli.CellFailedError
 
 
 def run_jobs(jobs: list[Job], slots: list[str | None], console: Console) -> list[Record]:

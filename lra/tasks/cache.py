@@ -69,7 +69,7 @@ def location(root: Path, task: str, recipe: Recipe) -> Path:
 
 
 def _load(folder: Path, recipe: Recipe) -> TaskData | None:
-    """The arrays in `folder`, or None where there are none, or none of the present raw files."""
+    """The arrays in `folder`; None where there are none, or where they are not of the raw files at hand."""
     try:
         if not folder.exists():
             return None
@@ -77,7 +77,8 @@ def _load(folder: Path, recipe: Recipe) -> TaskData | None:
         recorded, inputs, digest = dict(meta["sha256"]), meta["inputs"], meta["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _Damaged(f"{folder / 'meta.json'} is damaged ({_brief(error)})") from None
-    if all(path.exists() for path in recipe.inputs) and inputs != _fingerprint(recipe.inputs):
+    at_hand = recipe.inputs and all(path.exists() for path in recipe.inputs)
+    if at_hand and inputs != _fingerprint(recipe.inputs):
         log.warning("%s was made from other versions of its raw files; making it again", folder)
         return None
     splits = {name: Split(*(_map(folder / f"{name}_{part}.npy") for part in Split._fields)) for name in SPLITS}

@@ -5,15 +5,16 @@ from statistics import median
 
 import numpy as np
 
-from lra.tasks.listops.vocabulary import TOKENS
+_LETTERS = ".mMds]0123456789"
+"""One letter for each id of the vocabulary."""
 
 _VALUE = {
-    "[MIN": min,
-    "[MAX": max,
-    "[MED": lambda digits: int(median(digits)),
-    "[SM": lambda digits: sum(digits) % 10,
+    "m": min,
+    "M": max,
+    "d": lambda digits: int(median(map(int, digits))),
+    "s": lambda digits: sum(map(int, digits)) % 10,
 }
-_INNERMOST = re.compile(r"(\[M[AEI][DNX]|\[SM)((?: \d)+) \]")
+_INNERMOST = re.compile(r"([mMds])(\d+)\]")
 
 
 def evaluate(tokens: np.ndarray) -> int:
@@ -21,7 +22,7 @@ def evaluate(tokens: np.ndarray) -> int:
 
     ValueError if the ids are not one well-formed expression.
     """
-    text = " ".join(TOKENS[token] for token in tokens if token)
+    text = "".join(_LETTERS[token] for token in tokens.tolist()).rstrip(".")
     replaced = 1
     while replaced:
         text, replaced = _INNERMOST.subn(_rewrite, text)
@@ -31,5 +32,5 @@ def evaluate(tokens: np.ndarray) -> int:
 
 
 def _rewrite(match: re.Match[str]) -> str:
-    operator, arguments = match.groups()
-    return str(_VALUE[operator]([int(digit) for digit in arguments.split()]))
+    operator, digits = match.groups()
+    return str(_VALUE[operator](digits))

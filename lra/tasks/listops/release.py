@@ -73,6 +73,5 @@ def _lines(path: Path) -> Iterator[str]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file of ListOps: it holds bytes that are not ASCII") from None
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); expected beside it: {', '.join(FILES.values())}"
-        ) from None
+        names = ", ".join(FILES.values())
+        raise UserError(f"{path} cannot be read: {error.strerror}; all of {names} are needed") from None

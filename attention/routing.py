@@ -1,5 +1,7 @@
 """Routing attention: softmax inside clusters that online k-means finds, beside local heads."""
 
+from math import inf
+
 import torch
 from torch import Tensor, distributed
 
@@ -148,10 +150,10 @@ def _check_options(num_heads: int, local_heads: int, commitment_weight: float, d
         raise ValueError(
             f"attention.local_heads={local_heads!r} must leave a routing head: 0 to {num_heads - 1} of {num_heads}"
         )
-    if not commitment_weight >= 0:
-        raise ValueError(f"attention.commitment_weight={commitment_weight} must be 0 or more")
-    if not 0 <= decay < 1:
-        raise ValueError(f"attention.decay={decay} must be at least 0 and below 1")
+    if not isinstance(commitment_weight, int | float) or not 0 <= commitment_weight < inf:
+        raise ValueError(f"attention.commitment_weight={commitment_weight!r} must be a number, 0 or more")
+    if not isinstance(decay, int | float) or not 0 <= decay < 1:
+        raise ValueError(f"attention.decay={decay!r} must be a number, at least 0 and below 1")
     if init not in INITS:
         raise ValueError(f"attention.init={init} is unknown; use one of {', '.join(INITS)}")
 

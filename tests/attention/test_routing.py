@@ -121,9 +121,10 @@ def test_padding_reaches_neither_init_nor_running_means(kind):
     mask = inputs.padding(2, 20, kind=kind)
     padded = ~mask[:, None, :, None]
     states = []
-    for junk in (0.0, 1e4):
+    for seed in (1, 2):
         routing = module()
-        x = [a.masked_fill(padded, junk) for a in inputs.qkv(2, 2, 20, 8)]
+        junk = inputs.qkv(2, 2, 20, 8, seed=seed, scale=100.0)
+        x = [a.where(~padded, b) for a, b in zip(inputs.qkv(2, 2, 20, 8), junk, strict=True)]
         torch.manual_seed(1)
         for _ in range(2):
             routing(*x, mask)
@@ -177,8 +178,9 @@ def test_half_of_the_heads_are_local_by_default():
         (dict(local_window=0), "attention.local_window=0 must be a positive integer"),
         (dict(local_heads=2), "attention.local_heads=2 must leave a routing head: 0 to 1 of 2"),
         (dict(local_heads=-1), "attention.local_heads=-1 must leave a routing head: 0 to 1 of 2"),
-        (dict(commitment_weight=-1.0), "attention.commitment_weight=-1.0 must be 0 or more"),
-        (dict(decay=1.0), "attention.decay=1.0 must be at least 0 and below 1"),
+        (dict(commitment_weight=-1.0), "attention.commitment_weight=-1.0 must be a number, 0 or more"),
+        (dict(decay=1.0), "attention.decay=1.0 must be a number, at least 0 and below 1"),
+        (dict(decay="abc"), "attention.decay='abc' must be a number, at least 0 and below 1"),
         (dict(init="kmeans"), "attention.init=kmeans is unknown; use one of lloyd, paper"),
     ],
 )
@@ -191,20 +193,21 @@ def test_bad_options_are_refused_in_one_line(option, message):
 RANK = """
 import sys, torch
 from torch import distributed
-import attention, inputs
+from attention import build, routing as method
+import inputs
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 mine, mask = slice(2 * rank, 2 * rank + 2), inputs.padding(4, 33)
-for init in ("paper", "lloyd"):
+for name, init, method.LLOYD_STEPS in (("paper", "paper", 0), ("sample", "lloyd", 0), ("lloyd", "lloyd", 10)):
     torch.manual_seed(0)
-    routing = attention.build(
+    routing = build(
         "routing", num_heads=2, head_dim=8, max_length=64, num_clusters=4, window=8, local_window=8, init=init
     ).double()
     torch.manual_seed(rank)
     for step in range(2):
         routing(*(x[mine] for x in inputs.qkv(4, 2, 33, 8, seed=step)), mask[mine])
-    torch.save(list(routing.buffers()), f"{folder}/{init}{rank}.pt")
+    torch.save(list(routing.buffers()), f"{folder}/{name}{rank}.pt")
 distributed.destroy_process_group()
 """
 
@@ -213,8 +216,11 @@ def test_two_ranks_move_their_centroids_as_one(tmp_path):
     script = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests' / 'support')]!r}\n{RANK}"
     ranks = [subprocess.Popen([sys.executable, "-c", script, str(rank), str(tmp_path)]) for rank in (0, 1)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    paper, lloyd = ([torch.load(tmp_path / f"{init}{rank}.pt") for rank in (0, 1)] for init in ("paper", "lloyd"))
+    paper, sample, lloyd = (
+        [torch.load(tmp_path / f"{name}{rank}.pt") for rank in (0, 1)] for name in ("paper", "sample", "lloyd")
+    )
     assert same(*paper)
+    assert same(*sample)
     assert same(*lloyd)
     whole = module(init="paper")
     for step in range(2):

@@ -8,6 +8,7 @@ from tolerance import assert_exact
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from kernels.routing import routing_attention
+from kernels.routing.centroids import sample_centroids
 from kernels.routing.reference import (
     cluster_attention,
     cluster_scores,
@@ -189,6 +190,20 @@ def test_commitment_pulls_a_vector_to_its_best_centroid_only():
     best = torch.tensor([[[0, 1]]])
     assert commitment(x, mu, best, None).item() == (1 + 4) / 4
     assert commitment(x, mu, best, torch.tensor([[True, False]])).item() == 1 / 2
+
+
+@pytest.mark.parametrize("kind", PADDINGS)
+def test_a_sample_is_of_different_real_tokens_filled_up_with_what_was_there(kind):
+    length, clusters = 6, 10
+    x, _, _ = inputs.qkv(BATCH, HEADS, length, DIM)
+    mask, before = mask_of(kind, length), centroids(HEADS, clusters)
+    drawn = sample_centroids(x, before, mask)
+    for h in range(HEADS):
+        tokens = [tuple(x[b, h, i].tolist()) for b in range(BATCH) for i in real_positions(mask, b, length)]
+        rows, count = [tuple(row) for row in drawn[h].tolist()], min(clusters, len(tokens))
+        assert len(set(rows)) == clusters
+        assert set(rows[:count]) <= set(tokens)
+        assert rows[count:] == [tuple(row) for row in before[h, count:].tolist()]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ class RoutingAttention(Attention):
 
     Departures from the released code: padding is barred everywhere; logits are divided by √D, since normalised
     vectors make the unscaled ones almost one-hot; the mean over clusters is exact; queries and keys update the
-    centroids together (the paper) and not in turn; no relative positions and no extra mixing of heads.
+    centroids together (the paper) and not in turn; N starts at one ("paper") or at the counts of the first batch
+    ("lloyd") and not at zero; no relative positions and no extra mixing of heads.
     With `causal` the members are still chosen over the whole sequence, see `kernels.routing.api`.
     """
 
@@ -88,8 +89,9 @@ class RoutingAttention(Attention):
         self._initialised = init == "paper"
         centroids = layer_norm(torch.randn(num_heads - local_heads, num_clusters, head_dim))
         self.register_buffer("centroids", centroids)
-        # As published, the running count starts at zero and the running sum at the centroid.
-        self.register_buffer("ema_counts", torch.zeros(centroids.shape[:2]))
+        # The centroid counts as one observation of itself. From zero, as in the released code, the first call would
+        # divide the sum of an empty cluster by almost nothing, and the commitment loss of the next by its square.
+        self.register_buffer("ema_counts", torch.ones(centroids.shape[:2]))
         self.register_buffer("ema_sums", centroids.clone())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:

@@ -58,7 +58,7 @@ def test_running_means_follow_the_definition_over_several_steps(kind):
     routing = module(init="paper", decay=0.9, local_heads=0)
     counts, sums, centroids = (routing.get_buffer(name).clone() for name in ("ema_counts", "ema_sums", "centroids"))
     assert torch.equal(sums, centroids)
-    assert not counts.any()
+    assert torch.equal(counts, torch.ones_like(counts))
     for step in range(4):
         q, k, v = inputs.qkv(2, 2, 20, 8, seed=step)
         mask = None if kind is None else inputs.padding(2, 20, kind=kind, seed=step)
@@ -67,6 +67,19 @@ def test_running_means_follow_the_definition_over_several_steps(kind):
         assert_exact(routing.get_buffer("ema_counts"), counts, "counts")
         assert_exact(routing.get_buffer("ema_sums"), sums, "sums")
         assert_exact(routing.get_buffer("centroids"), centroids, "centroids")
+
+
+@pytest.mark.parametrize("init", ["lloyd", "paper"])
+def test_a_cluster_that_nothing_chooses_keeps_its_place(init):
+    """More clusters than the tokens of one group fill: no centroid may run away from the vectors."""
+    routing = module(init=init, num_clusters=32)
+    for seed in range(5):
+        x = [1 + 0.1 * a + torch.eye(8)[0] for a in inputs.qkv(2, 2, 20, 8, seed=seed)]
+        routing(*x)
+        lengths = routing.get_buffer("centroids").square().mean(-1).sqrt()
+        assert (routing.get_buffer("ema_counts") < 1).any() or init == "lloyd"
+        assert lengths.max() < 1.01
+        assert routing.auxiliary_loss() < 1e-4 * 8
 
 
 def test_a_training_call_answers_with_the_centroids_it_found():

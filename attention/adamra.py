@@ -1,5 +1,6 @@
 """Adaptive multi-resolution attention, as reconstructed here: AdaMRA-R."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from attention.base import Attention
 from attention.moments import STATISTICS, MomentMatching
 from attention.registry import register
-from kernels.adamra import COMPRESSIONS, FEATURE_MAPS, GATES, adamra, shares, spreads
+from kernels.adamra import COMPRESSIONS, FEATURE_MAPS, GATES, IMPLEMENTATIONS, adamra, shares, spreads
 from kernels.common.inputs import check_choice, check_positive
 from kernels.lln.moments import moment_constants
 
@@ -45,6 +46,8 @@ class AdaMRA(Attention):
     Causal use is refused: a window that holds the query's own future would leak it.
     """
 
+    implementations = IMPLEMENTATIONS
+
     def __init__(
         self,
         num_heads: int,
@@ -67,8 +70,7 @@ class AdaMRA(Attention):
         check_choice(COMPRESSIONS, compress=compress)
         check_choice(GATES, gate=gate)
         check_choice(STATISTICS, statistics=statistics)
-        if isinstance(balance_weight, bool) or not isinstance(balance_weight, int | float) or not balance_weight >= 0:
-            raise ValueError(f"attention.balance_weight={balance_weight!r} must be a number >= 0")
+        _check_weight(balance_weight)
         self.rates, self.feature_map, self.compress, self.gate = tuple(rates), feature_map, compress, gate
         self.balance_weight = float(balance_weight)
         self.router = None if gate == "fixed" else nn.Parameter(0.02 * torch.randn(num_heads, len(rates), head_dim))
@@ -122,3 +124,8 @@ def _check_rates(rates: Sequence[int]) -> None:
     if isinstance(rates, str) or not isinstance(rates, Sequence) or not rates:
         raise ValueError(f"attention.rates={rates!r} must be a list of positive integers, one for each resolution")
     check_positive(**{f"rates[{r}]": rate for r, rate in enumerate(rates)})
+
+
+def _check_weight(weight: float) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise ValueError(f"attention.balance_weight={weight!r} must be a finite number >= 0")

@@ -7,7 +7,7 @@ from attention.base import Attention
 from attention.moments import STATISTICS, MomentMatching
 from attention.registry import register
 from kernels.common.inputs import check_choice
-from kernels.lln import DIAGS, lln, spreads
+from kernels.lln import DIAGS, IMPLEMENTATIONS, lln, spreads
 from kernels.lln.moments import CONSTANTS, moment_constants
 
 
@@ -30,6 +30,8 @@ class LLN(Attention):
 
     Causal use needs statistics="frozen": σ of a call sees the future of every position.
     """
+
+    implementations = IMPLEMENTATIONS
 
     def __init__(
         self,

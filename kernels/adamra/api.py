@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.adamra import reference
-from kernels.common.dispatch import check_impl, resolve_impl
+from kernels.common.dispatch import check_impl
 from kernels.common.inputs import check_choice
 from kernels.common.layout import heads_last
 from kernels.common.masks import real_tokens, real_values
@@ -44,7 +44,6 @@ def adamra(
     check_choice(FEATURE_MAPS, feature_map=feature_map)
     check_choice(GATES, gate=gate)
     check_impl(impl, IMPLEMENTATIONS, "adamra")
-    resolve_impl(impl, q.device, IMPLEMENTATIONS)
     real = real_tokens(q, key_mask)
     out, balance = reference.adamra(
         real_values(q, real),

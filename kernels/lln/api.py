@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kernels.common.dispatch import check_impl, resolve_impl
+from kernels.common.dispatch import check_impl
 from kernels.common.layout import heads_last
 from kernels.common.masks import real_tokens, real_values
 from kernels.lln import reference
@@ -34,7 +34,6 @@ def lln(
     return              (B, H, N, D) in the contract's form
     """
     check_impl(impl, IMPLEMENTATIONS, "lln")
-    resolve_impl(impl, q.device, IMPLEMENTATIONS)
     real = real_tokens(q, key_mask)
     q_real, k_real, v_real = real_values(q, real), real_values(k, real), real_values(v, real)
     out = reference.lln(q_real, k_real, v_real, real, alpha=alpha.detach(), beta=beta.detach(), mix=mix, causal=causal)

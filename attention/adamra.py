@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class AdaMRA(Attention):
     """
 
     implementations = IMPLEMENTATIONS
+    batch_independent_options: ClassVar = {"statistics": "frozen"}
 
     def __init__(
         self,

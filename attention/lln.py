@@ -1,5 +1,7 @@
 """Linear log-normal attention."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ class LLN(Attention):
     """
 
     implementations = IMPLEMENTATIONS
+    batch_independent_options: ClassVar = {"statistics": "frozen"}
 
     def __init__(
         self,

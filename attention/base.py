@@ -59,5 +59,14 @@ class Attention(nn.Module):
         # The loss of the last call belongs to its graph: a copy or a pickle of the module starts without it.
         return {**self.__dict__, "_auxiliary": None}
 
+    def diagnostics(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> dict[str, float]:
+        """What only this method can tell about its treatment of q and k: numbers by name, averaged over heads.
+
+        q, k, key_mask as in a call. Counts real tokens only and leaves the module's state as it was. A method
+        with something to tell overrides it (Routing: coverage; AdaMRA: queries per resolution; LLN: α and β);
+        `scripts/lens.py` adds the numbers to its rows. NaN for what a call without real tokens leaves undefined.
+        """
+        return {}
+
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, causal={self.causal}, impl={self.impl!r}"

@@ -16,6 +16,7 @@ INSTRUMENTS = (
     "normalised_entropy",
     "spectral_gap",
     "temperature",
+    "softmax_temperature",
     "log_normality",
     "log_mean",
     "log_variance",
@@ -53,6 +54,7 @@ def measure(
         place = rows.nonzero().squeeze(1)
         table = measure_matrix(matrix[b][:, place[:, None], place], place)
         table["relative_error"] = measures.relative_error(output[b][:, place], exact[b][:, place])
+        table["softmax_temperature"] = measures.softmax_temperature(q[b][:, place], k[b][:, place])
         # Moment matching wants var(ln P) = σ_q² σ_k², what softmax has for independent q and k (LLN paper, §4).
         spread = q[b][:, place].flatten(1).var(-1) * k[b][:, place].flatten(1).var(-1)
         table["moment_match_error"] = table["log_variance"] - spread

@@ -1,6 +1,7 @@
 """The instruments: known matrices, matrices of known attentions, the published shape of the curves."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -300,14 +301,15 @@ def test_concentration_is_the_published_one_within_its_spread(name: str, dim: in
 
 def test_softmax_concentrates_as_it_cools_and_the_weights_stay_log_normal():
     """Entropy grows with temperature, variance falls, and ln P is normal: the three claims of the LLN paper."""
-    points = list(sweep({"softmax": build("softmax", heads=1, dim=64)}, (0.5, 0.75, 1.0, 1.25), length=128, seeds=(0,)))
-    for cooler, warmer in zip(points[1:], points[:-1], strict=True):
-        assert cooler.softmax_temperature == pytest.approx(cooler.scale**-2, rel=0.05)
-        assert cooler.entropy < warmer.entropy
-        assert cooler.spectral_gap < warmer.spectral_gap
-        assert cooler.log_variance > warmer.log_variance
+    softmax = build("softmax", heads=1, dim=64)
+    points = sweep(softmax, *gaussian_qkv(1, 1, 128, 64), scales=(0.5, 0.75, 1.0, 1.25))
+    for warmer, cooler in pairwise(points):
+        assert cooler["softmax_temperature"] == pytest.approx(cooler["scale"] ** -2, rel=0.05)
+        assert cooler["entropy"] < warmer["entropy"]
+        assert cooler["spectral_gap"] < warmer["spectral_gap"]
+        assert cooler["log_variance"] > warmer["log_variance"]
     q, k, v = gaussian_qkv(1, 1, 256, 64)
-    values, _ = measure(build("softmax", heads=1, dim=64), q, k, v)
+    values, _ = measure(softmax, q, k, v)
     assert values["log_normality"] < 0.01
     assert values["log_mean"] == pytest.approx(-math.log(256) - values["log_variance"] / 2, abs=0.05)
     assert values["moment_match_error"] == pytest.approx(0, abs=0.1)

@@ -1,0 +1,135 @@
+"""The lens as a picture: attention matrices side by side, and the curves against temperature."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional
+
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00")
+"""Okabe and Ito's palette, told apart by the colour-blind too; its yellow darkened, to be seen on paper."""
+
+LINES = ("-", "--", ":", "-.")
+MARKERS = "osD^vPX<>"
+
+CURVES = (
+    ("entropy", "entropy (bits)", "linear"),
+    ("spectral_gap", "spectral gap 1 − |λ₂|", "linear"),
+    ("log_variance", "var(ln P)", "log"),
+    ("relative_error", "error against softmax", "linear"),
+)
+"""Instrument, axis label and scale of each panel."""
+
+CONTRAST = 30.0
+"""The colours span uniform attention divided and multiplied by this."""
+
+RESOLUTION = 256
+"""A longer matrix is drawn with its weights averaged to this many cells a side."""
+
+PANELS_PER_ROW = 6
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "lens",  # with no date below: the same file for the same numbers
+    "svg.fonttype": "path",
+}
+
+
+class Panel(NamedTuple):
+    """One matrix of the picture: whose it is, what the instruments say, (a part of) P, the weight 1/N."""
+
+    title: str
+    note: str
+    matrix: Tensor
+    uniform: float
+
+
+def draw(path: Path, title: str, panels: Sequence[Panel], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write `path`.png and `path`.svg, the same bytes for the same numbers.
+
+    panels   matrices, drawn in rows of PANELS_PER_ROW under one colour scale of N · P_ij (1 = uniform)
+    curves   attention to its points along a sweep, each with `softmax_temperature` and the instruments of CURVES
+    """
+    columns = max(4, min(PANELS_PER_ROW, len(panels)))
+    rows = -(-len(panels) // columns)
+    legend_rows = -(-len(curves) // columns)
+    heights = [2.15 * rows, 2.4 + 0.2 * legend_rows]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.05 * columns + 0.6, sum(heights) + 0.4), layout="constrained")
+        figure.suptitle(title, fontsize=9)
+        upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+        _draw_matrices(upper, panels, rows, columns)
+        _draw_curves(lower, curves, columns)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+
+
+def _draw_matrices(figure: Any, panels: Sequence[Panel], rows: int, columns: int) -> None:
+    grid = figure.subplots(rows, columns, squeeze=False)
+    colours = mpl.colormaps["cividis"].with_extremes(bad="white")
+    image = None
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        length = panel.matrix.shape[-1]
+        relative = np.ma.masked_less_equal(pooled(panel.matrix).cpu().numpy() / panel.uniform, 0)
+        norm = LogNorm(1 / CONTRAST, CONTRAST)
+        image = axes.imshow(relative, cmap=colours, norm=norm, interpolation="nearest", extent=(0, length, length, 0))
+        axes.set_title(f"{panel.title}\n{panel.note}", linespacing=1.4)
+        axes.set_xticks([0, length])
+        axes.set_yticks([0, length])
+        axes.tick_params(length=2, labelsize=7)
+        axes.spines[["top", "right"]].set_visible(True)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("query")
+    for axes in grid.flat:
+        axes.set_xlabel("key", labelpad=-6)
+    if image is not None:
+        bar = figure.colorbar(image, ax=grid, extend="both", shrink=0.9, pad=0.01, aspect=30)
+        bar.set_label("N · P (1 = uniform; white = 0)")
+
+
+def pooled(matrix: Tensor) -> Tensor:
+    """P averaged over cells, so that it has at most RESOLUTION of them a side."""
+    if matrix.shape[-1] <= RESOLUTION:
+        return matrix
+    return functional.adaptive_avg_pool2d(matrix[None], RESOLUTION)[0]
+
+
+def _draw_curves(figure: Any, curves: Mapping[str, Sequence[Mapping[str, Any]]], columns: int) -> None:
+    for axes, (instrument, label, scale) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        for at, (name, points) in enumerate(curves.items()):
+            _draw_curve(axes, at, name, points, instrument)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale(scale)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("softmax temperature 1/std(q·k/√D)")
+        axes.set_title(label)
+        axes.grid(color="0.9", linewidth=0.6)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
+
+
+def _draw_curve(axes: Axes, at: int, name: str, points: Sequence[Mapping[str, Any]], instrument: str) -> None:
+    axes.plot(
+        [point["softmax_temperature"] for point in points],
+        [point[instrument] for point in points],
+        label=name,
+        color=COLOURS[at % len(COLOURS)],
+        linestyle=LINES[at % len(LINES)],
+        marker=MARKERS[at % len(MARKERS)],
+        markersize=3.5,
+        linewidth=1.3,
+    )

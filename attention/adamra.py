@@ -121,6 +121,11 @@ class AdaMRA(Attention):
             return nn.functional.one_hot(heads, len(self.rates)).float()
         return shares(q, key_mask, self.router)
 
+    def diagnostics(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> dict[str, float]:
+        """Share of the real queries at each resolution, as `queries_at_rate_8`."""
+        shares = self.shares(q, key_mask).mean(0).tolist()
+        return {f"queries_at_rate_{rate}": share for rate, share in zip(self.rates, shares, strict=True)}
+
 
 def _check_rates(rates: Sequence[int]) -> None:
     if isinstance(rates, str) or not isinstance(rates, Sequence) or not rates:

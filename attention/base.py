@@ -62,9 +62,9 @@ class Attention(nn.Module):
     def diagnostics(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> dict[str, float]:
         """What only this method can tell about its treatment of q and k: numbers by name, averaged over heads.
 
-        q, k, key_mask as in a call. Counts real tokens only and leaves the module's state as it was. A method
-        with something to tell overrides it (Routing: coverage; AdaMRA: queries per resolution; LLN: α and β);
-        `scripts/lens.py` adds the numbers to its rows. NaN for what a call without real tokens leaves undefined.
+        For a module in eval mode, with q, k, key_mask as in a call; of real tokens only, of which there is at least
+        one. A method with something to tell overrides it (Routing: coverage; AdaMRA: queries per resolution; LLN: α
+        and β); `scripts/lens.py` adds the numbers to its rows.
         """
         return {}
 

@@ -74,3 +74,8 @@ class LLN(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         alpha, beta = self.moments(lambda: spreads(q, k, key_mask))
         return lln(q, k, v, key_mask, alpha=alpha, beta=beta, mix=self._mix(), causal=self.causal, impl=self.impl)
+
+    def diagnostics(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> dict[str, float]:
+        """The scales of the call, `alpha` and `beta`."""
+        alpha, beta = self.moments(lambda: spreads(q, k, key_mask))
+        return {"alpha": float(alpha), "beta": float(beta)}

@@ -9,7 +9,7 @@ from attention.base import Attention
 from attention.registry import register
 from kernels.common.inputs import check_positive
 from kernels.common.layout import compute_dtype
-from kernels.routing.api import IMPLEMENTATIONS, routing_attention
+from kernels.routing.api import IMPLEMENTATIONS, coverage, routing_attention
 from kernels.routing.centroids import (
     cluster_scores,
     layer_norm,
@@ -139,6 +139,11 @@ class RoutingAttention(Attention):
         self.ema_counts.copy_(counts)
         self.ema_sums.copy_(centroids * smoothed_counts(counts)[..., None])
         self._initialised = True
+
+    def diagnostics(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> dict[str, float]:
+        """Share of the real queries and keys in at least one cluster, `query_coverage` and `key_coverage`."""
+        covered = {"query_coverage": q, "key_coverage": k}
+        return {name: float(coverage(x, self.centroids, self.window, key_mask).mean()) for name, x in covered.items()}
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self._initialised)

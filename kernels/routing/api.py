@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from kernels.common.dispatch import check_impl, resolve_impl
 from kernels.common.inputs import check_positive
-from kernels.common.layout import heads_last
+from kernels.common.layout import compute_dtype, heads_last
 from kernels.routing import reference
+from kernels.routing.centroids import cluster_scores, layer_norm, real_rows
 
 IMPLEMENTATIONS = ("reference",)
 
@@ -60,3 +62,17 @@ def routing_attention(
     resolve_impl(impl, q.device, IMPLEMENTATIONS)
     out, *rest = reference.routing_attention(q, k, v, centroids, window, local_window, key_mask, causal)
     return RoutingOutput(heads_last(out, key_mask, q.dtype), *rest)
+
+
+@torch.no_grad()
+def coverage(x: Tensor, centroids: Tensor, window: int, key_mask: Tensor | None = None) -> Tensor:
+    """Share of the real tokens of x, queries or keys, that are in at least one cluster: (H_r,); NaN without any.
+
+    x, centroids, window, key_mask   as in `routing_attention`; x may have more heads than the routing ones
+    """
+    x = real_rows(x[:, : centroids.shape[0]].to(compute_dtype(x.dtype)), key_mask)
+    index = reference.membership(cluster_scores(layer_norm(x), centroids.to(x.dtype)), window, key_mask)
+    empty_slot = x.shape[2]
+    covered = x.new_zeros(*x.shape[:2], empty_slot + 1, dtype=torch.bool).scatter(2, index.flatten(2), True)
+    real = x.shape[0] * x.shape[2] if key_mask is None else key_mask.sum()
+    return covered[..., :empty_slot].sum((0, 2)) / real

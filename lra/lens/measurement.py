@@ -60,7 +60,7 @@ def measure(
         table["moment_match_error"] = table["log_variance"] - spread
         tables.append(table)
     values = {name: _mean([table[name] for table in tables]) for name in INSTRUMENTS}
-    return values | double_copy(module).diagnostics(q, k, key_mask), matrix
+    return values | (double_copy(module).diagnostics(q, k, key_mask) if tables else {}), matrix
 
 
 def measure_matrix(matrix: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:

@@ -60,16 +60,16 @@ def draw(path: Path, title: str, panels: Sequence[Panel], curves: Mapping[str, S
     panels   matrices, drawn in rows of PANELS_PER_ROW under one colour scale of N · P_ij (1 = uniform)
     curves   attention to its points along a sweep, each with `softmax_temperature` and the instruments of CURVES
     """
-    columns = max(4, min(PANELS_PER_ROW, len(panels)))
+    columns = min(PANELS_PER_ROW, len(panels))
     rows = -(-len(panels) // columns)
-    legend_rows = -(-len(curves) // columns)
-    heights = [2.15 * rows, 2.4 + 0.2 * legend_rows]
+    legend_columns = max(4, columns)
+    heights = [2.15 * rows, 2.4 + 0.2 * -(-len(curves) // legend_columns)]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.05 * columns + 0.6, sum(heights) + 0.4), layout="constrained")
+        figure = Figure(figsize=(max(8.8, 2.05 * columns + 0.6), sum(heights) + 0.4), layout="constrained")
         figure.suptitle(title, fontsize=9)
         upper, lower = figure.subfigures(2, 1, height_ratios=heights)
         _draw_matrices(upper, panels, rows, columns)
-        _draw_curves(lower, curves, columns)
+        _draw_curves(lower, curves, legend_columns)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
@@ -114,9 +114,9 @@ def _draw_curves(figure: Any, curves: Mapping[str, Sequence[Mapping[str, Any]]],
         axes.set_xscale("log", base=2)
         axes.set_yscale(scale)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel("softmax temperature 1/std(q·k/√D)")
         axes.set_title(label)
         axes.grid(color="0.9", linewidth=0.6)
+    figure.supxlabel("temperature of softmax on the same q, k: 1 / std(q·k / √D)", fontsize=8)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)

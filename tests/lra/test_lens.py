@@ -102,13 +102,14 @@ def test_log_normal_weights_are_recognised_and_others_are_not():
     assert float(exponential.excess_kurtosis) == pytest.approx(2.4, abs=0.2)
 
 
-def test_ks_distance_is_that_of_scipy():
-    from scipy.stats import kstest, norm
-
-    matrix = torch.softmax(3 * torch.rand(40, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64), -1)
-    logs = matrix.log().flatten().numpy()
-    expected = kstest(logs, norm(logs.mean(), logs.std()).cdf).statistic
-    assert float(measures.log_normality(matrix).distance) == pytest.approx(expected, abs=1e-9)
+def test_ks_distance_is_the_largest_step_away_from_the_normal():
+    matrix = torch.softmax(3 * torch.rand(20, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64), -1)
+    logs = sorted(matrix.log().flatten().tolist())
+    mean = sum(logs) / len(logs)
+    spread = math.sqrt(sum((x - mean) ** 2 for x in logs) / len(logs))
+    normal = [(1 + math.erf((x - mean) / spread / math.sqrt(2))) / 2 for x in logs]
+    expected = max(max(f - at / len(logs), (at + 1) / len(logs) - f) for at, f in enumerate(normal))
+    assert float(measures.log_normality(matrix).distance) == pytest.approx(expected, abs=1e-12)
 
 
 def test_temperature_is_one_over_the_spread_of_the_logits():
@@ -332,3 +333,45 @@ def test_low_rank_form_has_the_gap_of_the_whole_matrix():
     matrix = kernel / kernel.sum(-1, keepdim=True)
     torch.testing.assert_close(left @ right.mT, matrix)
     torch.testing.assert_close(measures.low_rank_gap(left, right), measures.spectral_gap(matrix))
+
+
+# What only a method can tell
+
+
+def test_lln_tells_its_scales_and_they_give_the_gap_without_the_matrix():
+    q, k, v = gaussian_qkv(2, 2, 100, 8)
+    module = build("lln")
+    values, matrix = measure(module, q, k, v)
+    alpha, beta = values["alpha"], values["beta"]
+    left = torch.softmax(alpha * q + torch.logsumexp(beta * k, -2, keepdim=True), -1)
+    right = torch.softmax(beta * k, -2)
+    torch.testing.assert_close(measures.low_rank_gap(left, right), measures.spectral_gap(matrix))
+
+
+def test_adamra_tells_how_many_queries_chose_each_resolution():
+    q, k, v = gaussian_qkv(2, 2, 60, 8)
+    key_mask = padding(2, 60, kind="scattered")
+    module = build("adamra", rates=[2, 8, 32])
+    values, _ = measure(module, q, k, v, key_mask)
+    chosen = torch.einsum("bhnd,hrd->bhnr", q, module.router.double()).argmax(-1)  # pyright: ignore
+    real = key_mask[:, None, :].expand_as(chosen)
+    for at, rate in enumerate((2, 8, 32)):
+        expected = float((chosen[real] == at).double().mean())
+        assert values[f"queries_at_rate_{rate}"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_routing_tells_its_coverage_and_leaves_the_other_rows_empty():
+    q, k, v = gaussian_qkv(2, 2, 60, 8)
+    key_mask = padding(2, 60, kind="scattered")
+    module = build("routing", num_clusters=3, window=10, local_heads=1)
+    values, matrix = measure(module, q, k, v, key_mask)
+    routed = matrix[:, 0]
+    assert 0 < values["query_coverage"] < 1
+    assert values["query_coverage"] == pytest.approx(float((routed.sum(2) > 0)[key_mask].double().mean()), abs=1e-6)
+    assert values["key_coverage"] == pytest.approx(float((routed.sum(1) > 0)[key_mask].double().mean()), abs=1e-6)
+    assert values["empty_rows"] > 0
+
+
+def test_a_method_without_more_to_tell_tells_nothing():
+    q, k, _ = gaussian_qkv(1, 2, 10, 8)
+    assert build("softmax").diagnostics(q, k) == {}

@@ -27,8 +27,8 @@ from lra.seeding import seed_all
 LONGEST = 2048
 """Default limit of a Gaussian input: beyond, a matrix takes gigabytes and minutes; `length` overrides it."""
 
-SWEEP_LENGTH = 256
-"""Tokens of the curves: long enough for the statistics, short enough for all eigenvalues at every scale."""
+SWEEP_LENGTH = 512
+"""Tokens of the curves: more than MRA's 8 blocks of 32 a row, short enough for eigenvalues at every scale."""
 
 CLOSE_UP = 128
 """Tokens of a Gaussian input that the picture shows."""
@@ -221,7 +221,10 @@ def _record(subject: Subject, source: Source, rows: list[dict[str, Any]], device
 
 def _panel(subject: Subject, row: dict[str, Any], matrix: Tensor) -> Panel:
     title = f"{subject.label}, layer {row['layer'] + 1}" if "layer" in row else subject.label
-    note = f"H = {row['entropy']:.2f} bits, γ = {row['spectral_gap']:.2f}"
+    if row["negative_share"] > 0:
+        note = f"{row['negative_share']:.1%} negative weight"
+    else:
+        note = f"H = {row['entropy']:.2f} bits, γ = {max(0.0, row['spectral_gap']):.2f}"
     whole = "layer" in row  # a Gaussian input has no structure that a part of it does not show
     return Panel(title, note, matrix if whole else matrix[:CLOSE_UP, :CLOSE_UP], uniform=1 / len(matrix))
 

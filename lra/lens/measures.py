@@ -20,7 +20,7 @@ from torch import Tensor
 ROUNDING = 1e-12
 """Weights above -ROUNDING count as zero, not as negative."""
 
-DENSE_EIGENVALUES = 640
+DENSE_EIGENVALUES = 384
 """Longest N whose eigenvalues are all computed; beyond, Arnoldi iteration finds the largest ones."""
 
 

@@ -34,7 +34,7 @@ RESOLUTION = 256
 
 PANELS_PER_ROW = 6
 
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
     "font.size": 8,
     "axes.titlesize": 8,
@@ -67,7 +67,8 @@ def draw(path: Path, title: str, panels: Sequence[Panel], curves: Mapping[str, S
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(8.8, 2.05 * columns + 0.6), sum(heights) + 0.4), layout="constrained")
         figure.suptitle(title, fontsize=9)
-        upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+        parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+        upper, lower = parts
         _draw_matrices(upper, panels, rows, columns)
         _draw_curves(lower, curves, legend_columns)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def _draw_matrices(figure: Any, panels: Sequence[Panel], rows: int, columns: int
         axes.set_xlabel("key", labelpad=-6)
     if image is not None:
         bar = figure.colorbar(image, ax=grid, extend="both", shrink=0.9, pad=0.01, aspect=30)
-        bar.set_label("N · P (1 = uniform; white = 0)")
+        bar.set_label("N · P (1: uniform; white: 0 or negative)")
 
 
 def pooled(matrix: Tensor) -> Tensor:
@@ -114,9 +115,9 @@ def _draw_curves(figure: Any, curves: Mapping[str, Sequence[Mapping[str, Any]]],
         axes.set_xscale("log", base=2)
         axes.set_yscale(scale)
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("softmax temperature")
         axes.set_title(label)
         axes.grid(color="0.9", linewidth=0.6)
-    figure.supxlabel("temperature of softmax on the same q, k: 1 / std(q·k / √D)", fontsize=8)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
@@ -128,7 +129,7 @@ def _draw_curve(axes: Axes, at: int, name: str, points: Sequence[Mapping[str, An
         [point[instrument] for point in points],
         label=name,
         color=COLOURS[at % len(COLOURS)],
-        linestyle=LINES[at % len(LINES)],
+        linestyle=LINES[(at + at // len(COLOURS)) % len(LINES)],  # not in step with the colours
         marker=MARKERS[at % len(MARKERS)],
         markersize=3.5,
         linewidth=1.3,

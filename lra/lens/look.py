@@ -113,7 +113,9 @@ def _trained_source(request: Request, setting: Setting) -> tuple[Source, Subject
     record = read_cell(request.cell)
     model, task = load_model(request.cell, record)
     cell = Cell.of(record)
-    tokens = validation_tokens(task, Path(setting.config.data.root), request.sequences)
+    elsewhere = any(override.startswith("data.root=") for override in request.overrides)
+    data_root = Path(setting.config.data.root if elsewhere else record["config"]["data"]["root"])
+    tokens = validation_tokens(task, data_root, request.sequences)
     seen = layers(model, tokens)
     folder = Path(cell.protocol, cell.task, f"trained-{cell.name}-{cell.budget}-seed{cell.seed}")
     info = {"kind": "trained", "cell": cell.to_dict(), "code": record.get("code")}

@@ -16,10 +16,7 @@ def double_copy(module: Attention) -> Attention:
 
     Measuring on the copy leaves the module as it was: its mode, running statistics, centroids, auxiliary loss.
     """
-    tensors = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
-    # What the last training step left in the graph (the auxiliary loss) can not be copied, and is not needed.
-    without_graph = {id(value): value.detach() for value in tensors if not value.is_leaf}
-    twin = copy.deepcopy(module, without_graph).double().eval()
+    twin = copy.deepcopy(module).double().eval()
     twin.impl = "reference"
     return twin
 

@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ Writes lens.csv, records and a picture below results_dir. Keys of the lens:
   sequences=N    sequences to average over; default 2
   scales=[...]   factors on q and k that the curves visit; default 0.35 to 2
 All other keys are those of run.py; a comma between values looks at every one of them."""
+
+SEEN = ("attention.", "model.", "task.")
+"""Sections that change what the lens sees of an untrained attention; the others name no setting of its own."""
 
 
 @dataclass(frozen=True)
@@ -174,4 +177,5 @@ def _compose(combination: Sequence[str]) -> Setting:
     composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     config = configuration.load(composed)
     cell, starred = cli.identify(composed, groups)
-    return Setting(cell, config, starred)
+    seen = {key: value for key, value in cell.overrides.items() if key.startswith(SEEN)}
+    return Setting(replace(cell, overrides=seen), config, starred)

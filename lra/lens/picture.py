@@ -26,8 +26,8 @@ CURVES = (
 )
 """Instrument, axis label and scale of each panel."""
 
-CONTRAST = 30.0
-"""The colours span uniform attention divided and multiplied by this."""
+CONTRAST = (2.0, 100.0)
+"""The colours span uniform attention divided and multiplied by a factor in this range that shows 99 % of weights."""
 
 RESOLUTION = 256
 """A longer matrix is drawn with its weights averaged to this many cells a side."""
@@ -78,12 +78,12 @@ def draw(path: Path, title: str, panels: Sequence[Panel], curves: Mapping[str, S
 
 def _draw_matrices(figure: Any, panels: Sequence[Panel], rows: int, columns: int) -> None:
     grid = figure.subplots(rows, columns, squeeze=False)
+    norm = _common_scale(panels)
     colours = mpl.colormaps["cividis"].with_extremes(bad="white")
     image = None
     for axes, panel in zip(grid.flat, panels, strict=False):
         length = panel.matrix.shape[-1]
-        relative = np.ma.masked_less_equal(pooled(panel.matrix).cpu().numpy() / panel.uniform, 0)
-        norm = LogNorm(1 / CONTRAST, CONTRAST)
+        relative = np.ma.masked_less_equal(_relative(panel), 0)
         image = axes.imshow(relative, cmap=colours, norm=norm, interpolation="nearest", extent=(0, length, length, 0))
         axes.set_title(f"{panel.title}\n{panel.note}", linespacing=1.4)
         axes.set_xticks([0, length])
@@ -99,6 +99,19 @@ def _draw_matrices(figure: Any, panels: Sequence[Panel], rows: int, columns: int
     if image is not None:
         bar = figure.colorbar(image, ax=grid, extend="both", shrink=0.9, pad=0.01, aspect=30)
         bar.set_label("N · P (1: uniform; white: 0 or negative)")
+
+
+def _common_scale(panels: Sequence[Panel]) -> LogNorm:
+    """One scale for all panels, centred on uniform attention."""
+    logs = [np.log(weights[weights > 0]) for weights in (_relative(panel) for panel in panels)]
+    contrast = max((np.exp(np.quantile(np.abs(one), 0.99)) for one in logs if one.size), default=1.0)
+    contrast = float(np.clip(contrast, *CONTRAST))
+    return LogNorm(1 / contrast, contrast)
+
+
+def _relative(panel: Panel) -> np.ndarray:
+    """N · P, pooled: 1 where attention is uniform."""
+    return pooled(panel.matrix).cpu().numpy() / panel.uniform
 
 
 def pooled(matrix: Tensor) -> Tensor:

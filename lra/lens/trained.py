@@ -32,7 +32,7 @@ class Layer(NamedTuple):
 def read_cell(directory: Path) -> Record:
     """The record of the trained cell in `directory`; UserError where there is none."""
     record = read_record(directory / FILENAME)
-    if record is None or record.get("kind") != "cell" or "config" not in record:
+    if record is None or "config" not in record:
         raise UserError(f"cell={directory} is no trained cell; name a folder results/runs/…/seed0 with a {FILENAME}")
     return record
 

@@ -363,6 +363,7 @@ def test_adamra_tells_how_many_queries_chose_each_resolution():
 def test_routing_tells_its_coverage_and_leaves_the_other_rows_empty():
     q, k, v = gaussian_qkv(2, 2, 60, 8)
     key_mask = padding(2, 60, kind="scattered")
+    key_mask[1] = torch.arange(60) < 4  # fewer than a window: clusters have empty slots
     module = build("routing", num_clusters=3, window=10, local_heads=1)
     values, matrix = measure(module, q, k, v, key_mask)
     routed = matrix[:, 0]

@@ -126,7 +126,8 @@ def _draw_curves(figure: Any, curves: Mapping[str, Sequence[Mapping[str, Any]]],
         for at, (name, points) in enumerate(curves.items()):
             _draw_curve(axes, at, name, points, instrument)
         axes.set_xscale("log", base=2)
-        axes.set_yscale(scale)
+        if any(point[instrument] > 0 for points in curves.values() for point in points):  # else no logarithm
+            axes.set_yscale(scale)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("softmax temperature")
         axes.set_title(label)

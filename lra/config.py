@@ -71,9 +71,9 @@ class TrainingConfig:
     weight_decay: float
 
     def __post_init__(self) -> None:
-        _positive("training.", self, "batch_size", "steps", "warmup_steps", "validate_every", "learning_rate", "eps")
-        allowed = f"it must be less than training.steps={self.steps}"
-        _require("training.", self.warmup_steps < self.steps, "warmup_steps", self.warmup_steps, allowed)
+        _positive("training.", self, "batch_size", "steps", "validate_every", "learning_rate", "eps")
+        allowed = f"it must be at least 2 and less than training.steps={self.steps}"
+        _require("training.", 2 <= self.warmup_steps < self.steps, "warmup_steps", self.warmup_steps, allowed)
         _require("training.", self.weight_decay >= 0, "weight_decay", self.weight_decay, "it must not be negative")
         beta = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         _require("training.", beta, "betas", self.betas, "it must be two numbers in [0, 1)")
@@ -98,9 +98,11 @@ class BudgetConfig:
 class TrainerConfig:
     accelerator: str = "auto"
     precision: str = "auto"
+    compile: Any = "auto"
     steps_per_call: Any = "auto"
 
     def __post_init__(self) -> None:
+        _one_of("trainer.", self, compile=("auto", True, False))
         _one_of("trainer.", self, accelerator=("auto", "cpu", "cuda"), precision=("auto", "32", "bf16"))
         calls = self.steps_per_call
         valid = calls == "auto" or (isinstance(calls, int) and calls > 0)

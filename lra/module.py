@@ -54,10 +54,13 @@ class CellModule(LightningModule):
         *,
         seed: int,
         precision: str,
+        compiled: bool,
         steps_per_call: int,
         selection: str,
     ):
         super().__init__()
+        if compiled:
+            model.compile(dynamic=False)
         self.automatic_optimization = False
         self.model, self.training_config, self.seed = model, training, seed
         self.precision, self.steps_per_call, self.selection = precision, steps_per_call, selection
@@ -152,8 +155,10 @@ class CellModule(LightningModule):
         correct = torch.zeros((), dtype=torch.long, device=self.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for tokens, labels in self._splits[split].batches(self.training_config.batch_size):
+            # A short last batch goes through uncompiled: it is not worth a compilation of its own.
+            forward = self.model if len(labels) == self.training_config.batch_size else self.model.forward
             with self._autocast():
-                logits = self.model(tokens).float()
+                logits = forward(tokens).float()
             correct += (logits.argmax(-1) == labels).sum()
             loss += functional.cross_entropy(logits, labels, reduction="sum")
         total = len(self._splits[split])
@@ -169,6 +174,7 @@ class CellModule(LightningModule):
             betas=(config.betas[0], config.betas[1]),
             eps=config.eps,
             weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda",
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,

@@ -150,13 +150,14 @@ class _Run:
         if self.device.type == "cuda":
             self.resident_bytes = sum(a.nbytes for split in data.splits.values() for a in split)
             torch.cuda.reset_peak_memory_stats(self.device)
-        calls = config.trainer.steps_per_call
+        compiled, calls = config.trainer.compile, config.trainer.steps_per_call
         return CellModule(
             model,
             data,
             config.training,
             seed=config.seed,
             precision=self.precision,
+            compiled=self.device.type == "cuda" if compiled == "auto" else compiled,
             steps_per_call=STEPS_PER_CALL[self.device.type] if calls == "auto" else calls,
             selection=config.protocol.selection,
         )

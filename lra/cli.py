@@ -6,7 +6,6 @@ Exit codes: 0 finished, 1 the cell (or a cell of a multirun) failed, 2 a mistake
 import re
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from hydra import compose
@@ -78,8 +77,8 @@ def _run_one(composed: DictConfig) -> None:
 
     console = Console()
     record = run_cell(config, cell, starred=starred, console=console)
-    report.refresh(Path(config.results_dir))
-    report.print_cell(record, config.results_dir, console)
+    tables = report.refresh(config.results_dir)
+    report.print_cell(record, config.results_dir, console, report.row_of(tables.leaderboard, record))
     if record["status"] != "ok":
         raise CellFailedError(130 if record["status"] == "interrupted" else 1)
 

@@ -78,6 +78,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, ffn_dim, dropout, c) for c in (core, *more))
         self.norm = nn.LayerNorm(dim)
         self.max_length, self.pooling = max_length, pooling
+        self.order: Tensor | None
         self.register_buffer("order", None if patch is None else patch_order(max_length, *patch), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
@@ -166,7 +167,7 @@ class CellModule(LightningModule):
 
     # Optimiser, precision, state
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.training_config
         optimizer = torch.optim.AdamW(
             self.model.parameters(),

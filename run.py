@@ -9,8 +9,9 @@ import os
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parent
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lra.cli makes one line of every mistake
-sys.path.append(str(Path(__file__).parent / "lra" / "plugins"))  # where Hydra finds our launcher
+sys.path.append(str(ROOT / "lra" / "plugins"))  # where Hydra finds our launcher
 
 import hydra
 from omegaconf import DictConfig
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 from lra import cli
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(ROOT.resolve() / "conf"), config_name="config")
 def main(composed: DictConfig) -> None:
     cli.run_one(composed)
 

@@ -1,6 +1,7 @@
 """The composed configuration as a checked, typed object: every mistake becomes one line before any data is touched."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import attention
 from lra import tasks
 from lra.errors import UserError
+from lra.model import patch_order
 
 SCHEDULES = ("onecycle_linear",)
 POOLINGS = ("mean_full", "mean_real")
@@ -175,17 +177,18 @@ def load(composed: DictConfig) -> Config:
     return config
 
 
-TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "String": "a text"}
+TYPES = {"Integer": "an integer", "Float": "a number", "bool": "true or false", "String": "a text"}
+"""OmegaConf's names of types, in words."""
 
 
 def explain(error: OmegaConfBaseException, composed: DictConfig) -> str:
     """One line for a value of the wrong type."""
     key = str(error.full_key)
     value = OmegaConf.select(composed, key, default=None)
-    wanted = re.search(r"could not be converted to (\w+)", str(error))
+    wanted = re.search(r"(could not be converted to|is not a valid) (\w+)", str(error))
     if wanted is None:
         return f"{key}={value} is not possible: {str(error).splitlines()[0]}"
-    return f"{key}={value} is not possible; it must be {TYPES.get(wanted[1], wanted[1])}"
+    return f"{key}={value} is not possible; it must be {TYPES.get(wanted[2], wanted[2])}"
 
 
 def _check_options(config: Config) -> None:
@@ -196,15 +199,22 @@ def _check_options(config: Config) -> None:
     if config.model.max_length < task.max_length:
         allowed = f"task.max_length is {task.max_length}"
         _require("model.", False, "max_length", config.model.max_length, f"it must be at least that long: {allowed}")
+    if config.model.patch is not None:
+        _checked(patch_order, config.model.max_length, *config.model.patch)
     sizes = {key: getattr(config.model, key) for key in ("num_heads", "head_dim", "max_length")}
     _build("attention", attention.build, config.attention, {**sizes, **config.attention_options})
 
 
-def _build(section: str, build: Any, chosen: dict[str, Any], arguments: dict[str, Any]) -> Any:
+def _build(section: str, build: Callable[..., Any], chosen: dict[str, Any], arguments: dict[str, Any]) -> Any:
     if not isinstance(chosen.get("name"), str):
         raise UserError(f"{section}.name is missing in conf/{section}/; every file there starts with its name")
+    return _checked(build, chosen["name"], **arguments)
+
+
+def _checked(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call something that refuses impossible values in one line, and pass the line on as the user's mistake."""
     try:
-        return build(chosen["name"], **arguments)
+        return function(*arguments, **options)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
 

@@ -42,10 +42,14 @@ class TrainingProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, CellModule)
         self.module = pl_module
-        steps = pl_module.training_config.steps
-        self.task = self.bar.add_task(self.label, total=steps, completed=pl_module.step, state="")
+        self.steps = pl_module.training_config.steps
+        self.task = self.bar.add_task(self.label, total=self.steps, completed=pl_module.step, state="")
         self.bar.start()
-        pl_module.on_step = lambda: self.bar.update(self.task, completed=pl_module.step, refresh=False)
+        pl_module.on_step = self._on_step
+
+    def _on_step(self) -> None:
+        self.bar.update(self.task, completed=self.module.step)
+        self._line("")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.update(self.task, state="validating")
@@ -55,10 +59,14 @@ class TrainingProgress(Callback):
         accuracy = 100 * point["validation_correct"] / point["validation_total"]
         state = f"loss {point['train_loss']:.3f}, {self.module.selection} {accuracy:.1f} %"
         self.bar.update(self.task, completed=self.module.step, state=state)
-        finished = self.module.step == self.module.training_config.steps
-        if not self.console.is_terminal and (finished or time.monotonic() > self._last_line + SECONDS_BETWEEN_LINES):
+        self._line(f", {state}", at_once=self.module.step == self.steps)
+
+    def _line(self, state: str, at_once: bool = False) -> None:
+        """In a log file: one line, not too often."""
+        due = time.monotonic() > self._last_line + SECONDS_BETWEEN_LINES
+        if not self.console.is_terminal and (due or at_once):
             self._last_line = time.monotonic()
-            self.console.print(f"{self.label}: step {self.module.step}/{self.module.training_config.steps}, {state}")
+            self.console.print(f"{self.label}: step {self.module.step}/{self.steps}{state}", soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.stop()

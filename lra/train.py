@@ -110,20 +110,12 @@ class _Run:
             self.known["data"] = {"digest": data.digest, "source": data.source, "counts": data.counts}
         with self.phase("setup"):
             self.module = module = self._build_module(task, data)
-            checkpoint = ModelCheckpoint(
-                dirpath=self.directory,
-                filename="best",
-                monitor="validation/accuracy",
-                mode="max",
-                save_last=True,
-                save_on_train_epoch_end=True,
-                auto_insert_metric_name=False,
-                enable_version_counter=False,
-            )
-            trainer = self._build_trainer([checkpoint, TrainingProgress(label, console)])
+            best = self._checkpoint("best", monitor="validation/accuracy", mode="max")
+            last = self._checkpoint("last")
+            trainer = self._build_trainer([best, last, TrainingProgress(label, console)])
         with self.phase("fit"):
-            last = self.directory / "last.ckpt"
-            trainer.fit(module, ckpt_path=last if last.exists() else None)
+            resume = self.directory / "last.ckpt"
+            trainer.fit(module, ckpt_path=resume if resume.exists() else None)
             self._note_memory()
         with self.phase("test"):
             scores = self._test(trainer, module)
@@ -161,6 +153,11 @@ class _Run:
             steps_per_call=STEPS_PER_CALL[self.device.type] if calls == "auto" else calls,
             selection=config.protocol.selection,
         )
+
+    def _checkpoint(self, name: str, **best: Any) -> ModelCheckpoint:
+        """Saves `<name>.ckpt` after every validation, or with `monitor` after every one that is the best so far."""
+        options = {"save_on_train_epoch_end": True, "enable_version_counter": False, **best}
+        return ModelCheckpoint(dirpath=self.directory, filename=name, **options)
 
     def _build_trainer(self, callbacks: list) -> Trainer:
         training = self.config.training

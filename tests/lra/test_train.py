@@ -1,0 +1,231 @@
+"""One cell from start to record: finished, skipped, killed and resumed, failed in every way."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cells import TINY, only_record, records, tiny
+
+from lra import launcher
+from lra.module import CellModule
+from lra.record import FILENAME, SCHEMA, problem_with
+
+RESULT = ("test", "validation", "curve", "parameters", "steps", "data")
+"""What two runs of one cell must have in common (but for the seconds in the curve)."""
+
+
+def outcome(record: dict) -> dict:
+    curve = [{k: v for k, v in point.items() if k != "seconds"} for point in record["curve"]]
+    return {**{key: record[key] for key in RESULT}, "curve": curve}
+
+
+def weights(results_dir: Path) -> dict[str, torch.Tensor]:
+    (path,) = results_dir.rglob("last.ckpt")
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_root) -> Path:
+    """The results of one uninterrupted tiny cell."""
+    results = tmp_path_factory.mktemp("finished")
+    assert tiny(results, "attention=adamra", f"data.root={data_root}") == 0
+    return results
+
+
+def test_a_finished_cell_leaves_a_complete_record(finished: Path):
+    record = only_record(finished)
+    assert problem_with(record) is None
+    assert record["schema"] == SCHEMA
+    assert record["status"] == "ok"
+    assert record["cell"] | {"overrides": None} == {
+        "attention": "adamra",
+        "task": "listops",
+        "protocol": "small",
+        "budget": "demo",
+        "seed": 0,
+        "overrides": None,
+        "starred": True,
+    }
+    assert record["cell"]["overrides"]["model.max_length"] == 32
+    assert record["data"]["counts"] == {"train": 40, "validation": 12, "test": 12}
+    assert len(record["data"]["digest"]) == 64
+    assert [point["step"] for point in record["curve"]] == [2, 4, 6]
+    assert record["steps"] == 6
+    assert record["impl"] == "reference"
+    assert record["precision"] == "32"
+    assert record["steps_per_s"] > 0
+    assert record["peak_mem_mib"] > 0
+    assert record["test"]["last"]["step"] == 6
+    for where in ("best", "last"):
+        assert 0 <= record["test"][where]["correct"] <= record["test"][where]["total"] == 12
+    best = max(record["curve"], key=lambda point: point["validation_correct"])
+    assert record["validation"]["best"]["step"] == record["test"]["best"]["step"] == best["step"]
+    assert set(record["wall_s"]) == {"data", "setup", "train", "validate", "test", "total"}
+    assert record["config"]["training"]["steps"] == 6
+
+
+def test_the_tables_have_its_row(finished: Path):
+    row = (finished / "leaderboard.csv").read_text().splitlines()[1]
+    assert row.startswith("adamra+")
+    assert (finished / "summary.csv").exists()
+
+
+def test_only_the_results_folder_is_written(finished: Path):
+    assert {path.name for path in finished.iterdir()} == {"runs", "leaderboard.csv", "summary.csv", ".tables.lock"}
+
+
+def test_a_finished_cell_is_skipped_and_rerun_repeats_it(finished: Path, data_root: Path, capsys):
+    before = only_record(finished)
+    assert tiny(finished, "attention=adamra", f"data.root={data_root}") == 0
+    assert only_record(finished) == before
+    assert "accuracy" in capsys.readouterr().out
+    assert tiny(finished, "attention=adamra", f"data.root={data_root}", "rerun=true") == 0
+    again = only_record(finished)
+    assert again["wall_s"] != before["wall_s"]
+    assert outcome(again) == outcome(before)
+
+
+def test_the_number_of_steps_in_a_lightning_call_changes_nothing(finished: Path, data_root: Path, tmp_path: Path):
+    assert tiny(tmp_path, "attention=adamra", f"data.root={data_root}", "trainer.steps_per_call=4") == 0
+    assert only_record(tmp_path)["cell"] == only_record(finished)["cell"]
+    for name, weight in weights(finished).items():
+        assert torch.equal(weight, weights(tmp_path)[name]), name
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_a_killed_cell_continues_to_the_same_end_bit_for_bit(
+    step: int, finished: Path, data_root: Path, tmp_path: Path, monkeypatch
+):
+    """Killed inside an interval (3, 5), the steps since the last checkpoint run again; killed on one, none do."""
+    whole = CellModule._optimise
+
+    def dies(self: CellModule, at: int) -> torch.Tensor:
+        if at == step:
+            raise KeyboardInterrupt
+        return whole(self, at)
+
+    monkeypatch.setattr(CellModule, "_optimise", dies)
+    assert tiny(tmp_path, "attention=adamra", f"data.root={data_root}") == 130
+    interrupted = only_record(tmp_path)
+    assert interrupted["status"] == "interrupted"
+    assert interrupted["steps"] == step
+    assert list(tmp_path.rglob("last.ckpt"))
+
+    monkeypatch.setattr(CellModule, "_optimise", whole)
+    assert tiny(tmp_path, "attention=adamra", f"data.root={data_root}") == 0
+    assert outcome(only_record(tmp_path)) == outcome(only_record(finished))
+    for name, weight in weights(finished).items():
+        assert torch.equal(weight, weights(tmp_path)[name]), name
+
+
+def test_a_cell_killed_without_warning_continues_to_the_same_end(finished: Path, data_root: Path, tmp_path: Path):
+    """SIGKILL in a process of its own, once the first checkpoint is there; a finished run counts as killed late."""
+    command = [sys.executable, str(launcher.RUN), *TINY, "attention=adamra", f"results_dir={tmp_path}"]
+    process = subprocess.Popen(
+        [*command, f"data.root={data_root}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not list(tmp_path.rglob("last.ckpt")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert tiny(tmp_path, "attention=adamra", f"data.root={data_root}") == 0
+    assert outcome(only_record(tmp_path)) == outcome(only_record(finished))
+
+
+def test_another_seed_is_another_run_in_another_folder(finished: Path, data_root: Path, tmp_path: Path):
+    assert tiny(tmp_path, "attention=adamra", f"data.root={data_root}", "seed=1") == 0
+    assert only_record(tmp_path)["cell"]["seed"] == 1
+    assert only_record(tmp_path)["curve"][-1]["train_loss"] != only_record(finished)["curve"][-1]["train_loss"]
+
+
+def test_a_loss_that_is_not_finite_is_recorded(data_root: Path, tmp_path: Path):
+    assert tiny(tmp_path, f"data.root={data_root}", "training.learning_rate=1e30") == 1
+    record = only_record(tmp_path)
+    assert record["status"] == "nan"
+    assert "at or before step" in record["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "oom", "CUDA out of memory."),
+        (RuntimeError("broken"), "error", "RuntimeError: broken"),
+    ],
+)
+def test_a_failure_is_recorded_with_what_was_known(error, status, message, data_root, tmp_path, monkeypatch):
+    def fails(self: CellModule, step: int) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(CellModule, "_optimise", fails)
+    assert tiny(tmp_path, f"data.root={data_root}") == 1
+    record = only_record(tmp_path)
+    assert (record["status"], record["message"]) == (status, message)
+    assert record["parameters"] > 0
+    assert record["data"]["digest"]
+    assert problem_with(record) is None
+
+
+def test_a_failed_cell_runs_again_without_being_asked(data_root: Path, tmp_path: Path, monkeypatch):
+    whole = CellModule._optimise
+    monkeypatch.setattr(CellModule, "_optimise", lambda self, step: 1 / 0)
+    assert tiny(tmp_path, f"data.root={data_root}") == 1
+    monkeypatch.setattr(CellModule, "_optimise", whole)
+    assert tiny(tmp_path, f"data.root={data_root}") == 0
+    assert only_record(tmp_path)["status"] == "ok"
+
+
+def test_a_results_folder_that_cannot_be_written_is_a_mistake(data_root: Path, tmp_path: Path, capfd):
+    (tmp_path / "results").write_text("a file")
+    assert tiny(tmp_path / "results", f"data.root={data_root}") == 2
+    assert "results_dir: cannot write to" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_found_before_training(data_root: Path, tmp_path: Path, capfd, monkeypatch):
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert tiny(tmp_path, f"data.root={data_root}") == 2
+    assert "No space left on device" in capfd.readouterr().err
+
+
+def test_metrics_are_logged_beside_the_record(finished: Path):
+    (metrics,) = finished.rglob("version_0/metrics.csv")
+    assert "validation/accuracy" in metrics.read_text().splitlines()[0]
+
+
+@pytest.mark.slow
+def test_wandb_runs_offline_without_a_key(data_root: Path, tmp_path: Path):
+    assert tiny(tmp_path, f"data.root={data_root}", "logger=wandb") == 0
+    assert list(tmp_path.rglob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_multirun_runs_every_cell_in_a_process_of_its_own(data_root: Path, tmp_path: Path, capfd):
+    """One of the three cells fails (its learning rate explodes); the others finish, and the exit code says so."""
+    rates = "training.learning_rate=1e-4,1e30"
+    assert tiny(tmp_path, "-m", "attention=none,linear", rates, f"data.root={data_root}") == 1
+    statuses = sorted((r["cell"]["attention"], r["status"]) for r in records(tmp_path))
+    assert statuses == [("linear", "nan"), ("linear", "ok"), ("none", "nan"), ("none", "ok")]
+    shown = capfd.readouterr().out
+    assert "2 of 4 cells ok" in shown
+    assert len(list(tmp_path.rglob("seed0.log"))) == 4
+
+
+def test_a_cell_whose_process_dies_is_recorded_by_the_launcher(data_root: Path, tmp_path: Path, monkeypatch):
+    script = tmp_path / "dies.py"
+    script.write_text("import os\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.setattr(launcher, "RUN", script)
+    assert tiny(tmp_path, "-m", "attention=none", "seed=0,1", f"data.root={data_root}") == 1
+    for record in records(tmp_path):
+        assert record["status"] == "error"
+        assert "the process ended with code -9" in record["message"]
+
+
+def test_a_sound_record_is_never_replaced_by_half_of_one(finished: Path):
+    (path,) = finished.rglob(FILENAME)
+    assert json.loads(path.read_text())["schema"] == SCHEMA
+    assert not list(finished.rglob("*.tmp"))

@@ -138,9 +138,12 @@ def settings(overrides: Sequence[str]) -> list[Setting]:
     An option of a method, `attention.blocks_per_row=4,8`, applies to the attentions that have it; UserError where
     none has.
     """
+    keys = [_key(override) for override in overrides]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise UserError(f"{twice[0]} is given twice; put a comma between values")
     choices = [list(_choices(override)) for override in overrides]
     names = [value.removeprefix("attention=") for values in choices for value in values if _key(value) == "attention"]
-    for key in {_key(values[0]) for values in choices}:
+    for key in keys:
         if key.startswith("attention.") and names and not any(_has(name, key) for name in names):
             raise UserError(f"{key} is an option of none of {', '.join(names)}")
     found: dict[str, Setting] = {}

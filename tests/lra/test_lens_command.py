@@ -81,7 +81,7 @@ def test_a_look_leaves_rows_records_and_a_picture(tmp_path: Path):
     folder = tmp_path / "lens" / "small" / "listops" / "gaussian-48-seed0"
     assert {path.name for path in folder.iterdir()} == {"softmax", "adamra", "lens.png", "lens.svg"}
 
-    assert main([*command, "trainer=cpu", "attention=softmax"]) == 2  # two attentions keys: Hydra refuses
+    assert main([*command, "trainer=cpu", "attention=softmax"]) == 2  # given twice
     assert main(["attention=none", *command[1:], "trainer=cpu"]) == 0
     assert len(pd.read_csv(tmp_path / "lens.csv")) == 3 * 3  # other rows stay
 

@@ -1,6 +1,7 @@
 """Where a number comes from: code revision, versions, device."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -13,7 +14,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def code_revision() -> dict[str, Any]:
-    """The git commit of the code and whether the checkout differs from it; None where there is no git."""
+    """The git commit of the code and whether the checkout differs from it; both None where there is none.
+
+    A copy without git (a container, a node's local disk) may name its commit in the environment, LRA_REVISION.
+    """
 
     def git(*arguments: str) -> str | None:
         try:
@@ -22,8 +26,10 @@ def code_revision() -> dict[str, Any]:
         except (OSError, subprocess.SubprocessError):
             return None
 
-    status = git("status", "--porcelain")
-    return {"revision": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    revision = git("rev-parse", "HEAD")
+    if revision is None:
+        return {"revision": os.environ.get("LRA_REVISION"), "dirty": None}
+    return {"revision": revision, "dirty": bool(git("status", "--porcelain"))}
 
 
 def versions() -> dict[str, str | None]:

@@ -45,7 +45,7 @@ class Mine(Attention):
 @pytest.fixture
 def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     attention.names()  # everything discovered before the copy
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry.attentions, "entries", dict(registry.attentions.entries))
 
 
 def test_unknown_name_is_refused_with_the_known_ones():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attention.base import Attention
 from attention.moments import STATISTICS, MomentMatching
 from attention.registry import register
-from kernels.adamra import COMPRESSIONS, FEATURE_MAPS, GATES, IMPLEMENTATIONS, adamra, shares, spreads
+from kernels.adamra import COMPRESSIONS, FEATURE_MAPS, GATES, IMPLEMENTATIONS, adamra, measure, shares
 from kernels.common.inputs import check_choice, check_positive
 from kernels.lln.moments import moment_constants
 
@@ -96,7 +96,8 @@ class AdaMRA(Attention):
         value_weights = mean if self.value_weights is None else list(self.value_weights)
         scales = None
         if self.moments is not None:
-            scales = self.moments(lambda: spreads(q, k, key_mask, rates=self.rates, key_weights=key_weights))
+            options = dict(rates=self.rates, key_weights=key_weights)
+            scales = self.moments(lambda constants: measure(q, k, key_mask, constants, **options))
         out, balance = adamra(
             q,
             k,

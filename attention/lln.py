@@ -9,7 +9,7 @@ from attention.base import Attention
 from attention.moments import STATISTICS, MomentMatching
 from attention.registry import register
 from kernels.common.inputs import check_choice
-from kernels.lln import DIAGS, IMPLEMENTATIONS, lln, spreads
+from kernels.lln import DIAGS, IMPLEMENTATIONS, lln, measure
 from kernels.lln.moments import CONSTANTS, moment_constants
 
 
@@ -47,6 +47,8 @@ class LLN(Attention):
         constants: str = "published",
         statistics: str = "batch",
     ):
+        if causal:
+            self.implementations = ("reference",)  # there are no causal kernels
         super().__init__(num_heads, head_dim, max_length, causal, impl)
         check_choice(DIAGS, diag=diag)
         check_choice(CONSTANTS, constants=constants)
@@ -72,10 +74,10 @@ class LLN(Attention):
         return self.r, 1 - self.r if self.p is None else self.p
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-        alpha, beta = self.moments(lambda: spreads(q, k, key_mask))
+        alpha, beta = self.moments(lambda constants: measure(q, k, key_mask, constants, impl=self.impl))
         return lln(q, k, v, key_mask, alpha=alpha, beta=beta, mix=self._mix(), causal=self.causal, impl=self.impl)
 
     def diagnostics(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> dict[str, float]:
         """The scales of the call, `alpha` and `beta`."""
-        alpha, beta = self.moments(lambda: spreads(q, k, key_mask))
+        alpha, beta = self.moments(lambda constants: measure(q, k, key_mask, constants, impl=self.impl))
         return {"alpha": float(alpha), "beta": float(beta)}

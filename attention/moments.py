@@ -39,16 +39,20 @@ class MomentMatching(nn.Module):
         self.register_buffer("sigma_key", torch.ones(num_resolutions))
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # training calls seen
 
-    def forward(self, measure: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """α and β, each (num_resolutions,); `measure` gives σ of the call, and is asked only where it counts."""
+    def forward(self, measure: Callable[[tuple[float, float]], tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+        """α and β, each (num_resolutions,).
+
+        `measure` gives σq, σk, α, β of the call for the constants (a, b), and is asked only where it counts.
+        """
         if self.statistics == "batch":
-            return match_moments(*measure(), self.constants)
+            _, _, alpha, beta = measure(self.constants)
+            return alpha, beta
         scales = match_moments(self.sigma_query, self.sigma_key, self.constants)
         if not self.training:
             return scales
-        fresh = measure()
-        self._store(*fresh)
-        return match_moments(*fresh, self.constants) if self.statistics == "running" else scales
+        sigma_query, sigma_key, alpha, beta = measure(self.constants)
+        self._store(sigma_query, sigma_key)
+        return (alpha, beta) if self.statistics == "running" else scales
 
     @torch.no_grad()
     def _store(self, sigma_query: Tensor, sigma_key: Tensor) -> None:

@@ -10,6 +10,7 @@ from kernels.common.dispatch import check_impl
 from kernels.common.inputs import check_choice
 from kernels.common.layout import heads_last
 from kernels.common.masks import real_tokens, real_values
+from kernels.lln.moments import match_moments
 
 IMPLEMENTATIONS = ("reference",)
 FEATURE_MAPS = ("exponential", "elu", "softmax")
@@ -68,6 +69,20 @@ def spreads(
     real = real_tokens(q, key_mask)
     with torch.no_grad():
         return reference.spreads(real_values(q, real), real_values(k, real), real, rates, key_weights)
+
+
+def measure(
+    q: Tensor,
+    k: Tensor,
+    key_mask: Tensor | None,
+    constants: tuple[float, float],
+    *,
+    rates: Sequence[int],
+    key_weights: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`spreads`, and the scales α, β they give, per resolution, (R,) each; no gradient."""
+    sigmas = spreads(q, k, key_mask, rates=rates, key_weights=key_weights)
+    return *sigmas, *match_moments(*sigmas, constants)
 
 
 def shares(q: Tensor, key_mask: Tensor | None, router: Tensor) -> Tensor:

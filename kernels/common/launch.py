@@ -1,0 +1,73 @@
+"""What the launch of any kernel has to settle: dtypes of arithmetic, tile widths, and how work is split."""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PROGRAMS = 528
+"""Programs that a pass over tokens aims at: four for each of an H100's 132 multiprocessors."""
+
+MAX_SPLITS = 64
+"""Slots of partial sums that one program of a reduction reads at once."""
+
+MAX_HEAD_DIM = 128
+NATIVE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
+"""Kernels run on the CPU, for tests. Triton settles it when a kernel is defined, so it holds for the process."""
+
+
+def block_dim(head_dim: int) -> int:
+    """Columns of a tile: the head dimension, padded to what a matrix product on the hardware takes."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def arithmetic(dtype: torch.dtype) -> dict:
+    """Compile-time constants of the arithmetic for inputs of `dtype`.
+
+    COMPUTE     what sums, exponents and accumulators are in
+    OPERAND     what enters a matrix product. bf16 inputs multiply as bf16. fp16 inputs multiply as tf32, which has the
+                mantissa of fp16 and the range of fp32: sums over a sequence would overflow fp16
+    PRECISION   of the product where OPERAND is fp32
+    """
+    if dtype == torch.bfloat16:
+        return dict(COMPUTE=tl.float32, OPERAND=tl.bfloat16, PRECISION="tf32")
+    if dtype == torch.float16:
+        return dict(COMPUTE=tl.float32, OPERAND=tl.float32, PRECISION="tf32")
+    compute = tl.float64 if dtype == torch.float64 else tl.float32
+    return dict(COMPUTE=compute, OPERAND=compute, PRECISION="ieee")
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What partial sums and saved states are stored in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def split(length: int, tile: int, sequences: int) -> tuple[int, int]:
+    """Parts of a sequence that run side by side, and tokens in each, a multiple of `tile`.
+
+    A function of the shape alone, so that the order of every sum, and with it every bit, repeats.
+    """
+    tiles = triton.cdiv(length, tile)
+    parts = min(tiles, MAX_SPLITS, max(1, triton.cdiv(PROGRAMS, sequences)))
+    chunk = triton.cdiv(tiles, parts) * tile
+    return triton.cdiv(length, chunk), chunk
+
+
+def unit_last_stride(x: Tensor) -> Tensor:
+    """x itself where its rows are contiguous, else a copy; an expanded gradient, for one, has stride 0."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def strides(x: Tensor) -> tuple[int, int, int]:
+    """Strides of (B, H, N) of a (B, H, N, D) tensor."""
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def mask_arguments(key_mask: Tensor | None, placeholder: Tensor) -> tuple[Tensor, int, int]:
+    """Pointer and strides of a key mask; without one, any pointer, which is never read."""
+    if key_mask is None:
+        return placeholder, 0, 0
+    return key_mask.view(torch.uint8), key_mask.stride(0), key_mask.stride(1)

@@ -1,0 +1,81 @@
+"""Device functions on tiles of tokens, shared by the kernels of several methods.
+
+A program works for one head h of one sequence b, on the tokens of one of `splits` parts. Heads are the fastest index:
+programs of neighbouring heads run together and share the cache lines of a (B, N, H, D) layout. Products that can pass
+2³¹ are taken in 64 bits.
+"""
+
+import triton
+import triton.language as tl
+
+NEVER = tl.constexpr(-1e30)
+"""Logit of what must not count: far below every real one, yet finite, so that no −inf − (−inf) can become NaN."""
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def place(pid, num_heads, splits):
+    """Sequence (64 bits), head and part of a program; parts are slower than heads."""
+    return (pid // (num_heads * splits)).to(tl.int64), pid % num_heads, (pid // num_heads) % splits
+
+
+@triton.jit
+def real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK: tl.constexpr):
+    """Which of the tokens start + offset_n are real; `mask_ptr` points at the sequence's mask."""
+    inside = start + offset_n < length
+    if HAS_MASK:
+        position = mask_ptr + tl.cast(start, tl.int64) * mask_n + offset_n * mask_n
+        return tl.load(position, mask=inside, other=0) != 0
+    else:
+        return inside
+
+
+@triton.jit
+def load_rows(ptr, stride_n, start, offset_n, keep, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows start + offset_n of a head (`ptr` points at its first), zero where not `keep` and in columns of padding."""
+    offset_d = tl.arange(0, BLOCK_D)
+    position = ptr + tl.cast(start, tl.int64) * stride_n + (offset_n[:, None] * stride_n + offset_d[None, :])
+    if HEAD_DIM == BLOCK_D:
+        return tl.load(position, mask=keep[:, None], other=0.0)
+    else:
+        return tl.load(position, mask=keep[:, None] & (offset_d < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(ptr, stride_n, start, offset_n, keep, x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The converse of `load_rows`."""
+    offset_d = tl.arange(0, BLOCK_D)
+    position = ptr + tl.cast(start, tl.int64) * stride_n + (offset_n[:, None] * stride_n + offset_d[None, :])
+    x = x.to(ptr.dtype.element_ty)
+    if HEAD_DIM == BLOCK_D:
+        tl.store(position, x, mask=keep[:, None])
+    else:
+        tl.store(position, x, mask=keep[:, None] & (offset_d < HEAD_DIM)[None, :])
+
+
+@triton.jit
+def window_weights(real, RATE: tl.constexpr, BLOCK_N: tl.constexpr, COMPUTE: tl.constexpr):
+    """Weight of each token in the mean of its window of RATE tokens: 1 / (real tokens of the window), 0 if padded."""
+    weight = tl.where(real, 1.0, 0.0).to(COMPUTE)
+    if RATE > 1:
+        windows = tl.reshape(weight, (BLOCK_N // RATE, RATE))
+        count = tl.maximum(tl.sum(windows, axis=1), 1.0)
+        weight = tl.reshape(windows / count[:, None], (BLOCK_N,))
+    return weight
+
+
+@triton.jit
+def window_mean(x, weight, RATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Mean of each window of RATE rows of x (BLOCK_N, BLOCK_D), given to every row of the window."""
+    if RATE > 1:
+        windows = tl.reshape(x * weight[:, None], (BLOCK_N // RATE, RATE, BLOCK_D))
+        mean = tl.sum(windows, axis=1)[:, None, :]
+        x = tl.reshape(tl.broadcast_to(mean, (BLOCK_N // RATE, RATE, BLOCK_D)), (BLOCK_N, BLOCK_D))
+    return x
+
+
+@triton.jit
+def product(a, b, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """a @ b: operands in OPERAND, sums in COMPUTE."""
+    return tl.dot(a.to(OPERAND), b.to(OPERAND), out_dtype=COMPUTE, input_precision=PRECISION)

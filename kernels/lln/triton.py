@@ -1,0 +1,310 @@
+"""LLN attention in Triton: the query side, the Diag branch, and the launches of a call.
+
+    A_i = softmax_l(α q_il + λ_l),   o_i = w₁ Σ_l A_il C_l + w₂ Diag_i
+
+forward   moments (2 touches of one (B, H, N, D) tensor), keys (2), queries (2; with Diag 4)
+backward  queries (3: q, do, dq; with Diag 2: q, do), keys (4), with Diag blocks instead (7: q, k, v, do, dq, dk, dv)
+
+so that the floor is 13 touches, and 17 with Diag. The merges between them read splits · D² numbers a head.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.common.launch import arithmetic, block_dim, mask_arguments, split, state_dtype, strides
+from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
+from kernels.lln.triton_keys import key_gradients, keys_backward, merge_gradients, summarise
+
+QUERY_TILE = 128
+DIAG_TILE = 64
+"""Tokens of a tile with Diag, whose scores are DIAG_TILE²; more only where a block of D tokens is longer."""
+
+
+@triton.jit
+def tile_rows(BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, DIAG: tl.constexpr):
+    """Offsets of a tile's rows from its first token, and which rows are used.
+
+    With Diag a block of HEAD_DIM tokens takes BLOCK_D rows, so that no tile cuts a block.
+    """
+    row = tl.arange(0, BLOCK_N)
+    if DIAG:
+        return (row // BLOCK_D) * HEAD_DIM + row % BLOCK_D, (row % BLOCK_D) < HEAD_DIM
+    else:
+        return row, row < BLOCK_N
+
+
+@triton.jit
+def read_features(q, alpha, log_mass):
+    """A = softmax_l(α q + λ) of a tile; `alpha` and λ hold the factor log₂ e."""
+    logits = q * alpha + log_mass[None, :]
+    features = tl.exp2(logits - tl.max(logits, axis=1)[:, None])
+    return features / tl.sum(features, axis=1)[:, None]
+
+
+@triton.jit
+def block_weights(
+    q, k, real, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """P = softmax(q kᵀ / √D) over the real keys of each row's own block; rows without any are uniform, never NaN."""
+    row = tl.arange(0, BLOCK_N)
+    scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (LOG2E / HEAD_DIM**0.5)
+    visible = (row[:, None] // BLOCK_D == row[None, :] // BLOCK_D) & real[None, :]
+    scores = tl.where(visible, scores, NEVER)
+    weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+    return weights / tl.sum(weights, axis=1)[:, None]
+
+
+@triton.jit
+def mixing_weight(ptr, number, h, LEARNED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+                  COMPUTE: tl.constexpr):  # fmt: skip
+    """Weight of one branch by feature, (BLOCK_D,): row h of an (H, D) tensor, or one number."""
+    if LEARNED:
+        offset_d = tl.arange(0, BLOCK_D)
+        return tl.load(ptr + h * HEAD_DIM + offset_d, mask=offset_d < HEAD_DIM, other=0.0).to(COMPUTE)
+    else:
+        return tl.full((BLOCK_D,), 1.0, COMPUTE) * tl.cast(number, COMPUTE)
+
+
+@triton.jit
+def queries_kernel(
+    q_ptr, q_b, q_h, q_n,
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    mask_ptr, mask_b, mask_n,
+    alpha_ptr, context_ptr, log_mass_ptr, mix_lln_ptr, mix_diag_ptr,
+    out_ptr, out_b, out_h, out_n,
+    mix_lln, mix_diag, length, num_heads, splits, chunk,
+    DIAG: tl.constexpr, LEARNED: tl.constexpr, HAS_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Output of one part of a head; k and v are read with DIAG only."""
+    b, h, part = place(tl.program_id(0), num_heads, splits)
+    wide_h = h.to(tl.int64)
+    q_ptr += b * q_b + wide_h * q_h
+    k_ptr += b * k_b + wide_h * k_h
+    v_ptr += b * v_b + wide_h * v_h
+    out_ptr += b * out_b + wide_h * out_h
+    mask_ptr += b * mask_b
+    offset_d = tl.arange(0, BLOCK_D)
+    offset_n, used = tile_rows(BLOCK_N, HEAD_DIM, BLOCK_D, DIAG)
+    head = b * num_heads + h
+    alpha = tl.load(alpha_ptr).to(COMPUTE) * LOG2E
+    log_mass = tl.load(log_mass_ptr + head * BLOCK_D + offset_d)
+    context = tl.load(context_ptr + (head * BLOCK_D + offset_d[:, None]) * BLOCK_D + offset_d[None, :]).to(OPERAND)
+    STEP: tl.constexpr = BLOCK_N // BLOCK_D * HEAD_DIM if DIAG else BLOCK_N
+    for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), STEP):
+        real = used & real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        features = read_features(q.to(COMPUTE), alpha, log_mass)
+        out = product(features, context, COMPUTE, OPERAND, PRECISION)
+        if DIAG:
+            k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+            v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+            weights = block_weights(q, k, real, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE, OPERAND, PRECISION)
+            block = product(weights, v, COMPUTE, OPERAND, PRECISION)
+            from_lln = mixing_weight(mix_lln_ptr, mix_lln, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
+            from_diag = mixing_weight(mix_diag_ptr, mix_diag, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
+            out = out * from_lln[None, :] + block * from_diag[None, :]
+        keep = used & (start + offset_n < length)
+        store_rows(out_ptr, out_n, start, offset_n, keep, tl.where(real[:, None], out, 0.0), HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def queries_backward_kernel(
+    q_ptr, q_b, q_h, q_n,
+    grad_ptr, grad_b, grad_h, grad_n,
+    mask_ptr, mask_b, mask_n,
+    alpha_ptr, context_ptr, log_mass_ptr, mix_lln_ptr,
+    grad_q_ptr, gq_b, gq_h, gq_n,
+    grad_context_ptr, grad_mass_ptr,  # slots (B·H, splits, …)
+    mix_lln, length, num_heads, splits, chunk,
+    DIAG: tl.constexpr, LEARNED: tl.constexpr, HAS_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the summary from one part of a head, and dq, which with DIAG is left to `blocks_backward_kernel`.
+
+    dA = do Cᵀ, dL = A (dA − Σ_l A dA), dq = α dL, dC = Aᵀ do, dλ = Σ_i dL_i
+    """
+    b, h, part = place(tl.program_id(0), num_heads, splits)
+    wide_h = h.to(tl.int64)
+    q_ptr += b * q_b + wide_h * q_h
+    grad_ptr += b * grad_b + wide_h * grad_h
+    grad_q_ptr += b * gq_b + wide_h * gq_h
+    mask_ptr += b * mask_b
+    offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    head = b * num_heads + h
+    alpha = tl.load(alpha_ptr).to(COMPUTE)
+    log_mass = tl.load(log_mass_ptr + head * BLOCK_D + offset_d)
+    square = offset_d[:, None] * BLOCK_D + offset_d[None, :]
+    context = tl.load(context_ptr + head * BLOCK_D * BLOCK_D + square).to(OPERAND)
+    weight = mixing_weight(mix_lln_ptr, mix_lln, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
+    grad_context = tl.zeros((BLOCK_D, BLOCK_D), COMPUTE)
+    grad_mass = tl.zeros((BLOCK_D,), COMPUTE)
+    for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+        grad = load_rows(grad_ptr, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        features = read_features(q, alpha * LOG2E, log_mass)
+        weighted = grad.to(COMPUTE) * weight[None, :] if DIAG else grad
+        reading = product(weighted, tl.trans(context), COMPUTE, OPERAND, PRECISION)
+        grad_logits = features * (reading - tl.sum(features * reading, axis=1)[:, None])
+        grad_mass += tl.sum(grad_logits, axis=0)
+        grad_context += product(tl.trans(features), grad if LEARNED else weighted, COMPUTE, OPERAND, PRECISION)
+        if not DIAG:
+            keep = start + offset_n < length
+            store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_logits * alpha, HEAD_DIM, BLOCK_D)
+    slot = head * splits + part
+    tl.store(grad_mass_ptr + slot * BLOCK_D + offset_d, grad_mass)
+    tl.store(grad_context_ptr + slot * BLOCK_D * BLOCK_D + square, grad_context)
+
+
+@triton.jit
+def blocks_backward_kernel(
+    q_ptr, q_b, q_h, q_n,
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    grad_ptr, grad_b, grad_h, grad_n,
+    mask_ptr, mask_b, mask_n,
+    alpha_ptr, beta_ptr, context_ptr, log_mass_ptr, grad_context_ptr, shift_ptr, mix_lln_ptr, mix_diag_ptr,
+    grad_q_ptr, gq_b, gq_h, gq_n,
+    grad_k_ptr, gk_b, gk_h, gk_n,
+    grad_v_ptr, gv_b, gv_h, gv_n,
+    grad_mix_ptr,  # slots (B·H, splits, D')
+    mix_lln, mix_diag, length, num_heads, splits, chunk,
+    LEARNED: tl.constexpr, HAS_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq, dk, dv of both branches of LLN+Diag in one pass over tiles of whole blocks."""
+    b, h, part = place(tl.program_id(0), num_heads, splits)
+    wide_h = h.to(tl.int64)
+    q_ptr += b * q_b + wide_h * q_h
+    k_ptr += b * k_b + wide_h * k_h
+    v_ptr += b * v_b + wide_h * v_h
+    grad_ptr += b * grad_b + wide_h * grad_h
+    grad_q_ptr += b * gq_b + wide_h * gq_h
+    grad_k_ptr += b * gk_b + wide_h * gk_h
+    grad_v_ptr += b * gv_b + wide_h * gv_h
+    mask_ptr += b * mask_b
+    offset_d = tl.arange(0, BLOCK_D)
+    offset_n, used = tile_rows(BLOCK_N, HEAD_DIM, BLOCK_D, True)
+    head = b * num_heads + h
+    alpha, beta = tl.load(alpha_ptr).to(COMPUTE), tl.load(beta_ptr).to(COMPUTE)
+    log_mass = tl.load(log_mass_ptr + head * BLOCK_D + offset_d)
+    shift = tl.load(shift_ptr + head * BLOCK_D + offset_d)
+    square = head * BLOCK_D * BLOCK_D + offset_d[:, None] * BLOCK_D + offset_d[None, :]
+    from_lln = mixing_weight(mix_lln_ptr, mix_lln, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
+    from_diag = mixing_weight(mix_diag_ptr, mix_diag, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
+    grad_mix = tl.zeros((BLOCK_D,), COMPUTE)
+    for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N // BLOCK_D * HEAD_DIM):
+        real = used & real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        keep = used & (start + offset_n < length)
+        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        grad = load_rows(grad_ptr, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+
+        weights = block_weights(q, k, real, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE, OPERAND, PRECISION)
+        grad_v = product(tl.trans(weights), grad, COMPUTE, OPERAND, PRECISION)  # of the unweighted branch
+        if LEARNED:
+            grad_mix += tl.sum(grad_v * v.to(COMPUTE), axis=0)  # Σ_i do_i Diag_i = Σ_j v_j (Pᵀ do)_j
+        grad_v *= from_diag[None, :]
+        weighted = grad.to(COMPUTE) * from_diag[None, :]
+        grad_weights = product(weighted, tl.trans(v), COMPUTE, OPERAND, PRECISION)
+        grad_scores = weights * (grad_weights - tl.sum(weights * grad_weights, axis=1)[:, None]) * (HEAD_DIM**-0.5)
+        grad_q = product(grad_scores, k, COMPUTE, OPERAND, PRECISION)
+        grad_k = product(tl.trans(grad_scores), q, COMPUTE, OPERAND, PRECISION)
+
+        context = tl.load(context_ptr + square)
+        features = read_features(q.to(COMPUTE), alpha * LOG2E, log_mass)
+        reading = product(grad.to(COMPUTE) * from_lln[None, :], tl.trans(context), COMPUTE, OPERAND, PRECISION)
+        grad_q += alpha * features * (reading - tl.sum(features * reading, axis=1)[:, None])
+        store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)
+
+        lln_k, lln_v = key_gradients(
+            k.to(COMPUTE), v, tl.where(real, 1.0, 0.0).to(COMPUTE), beta, log_mass, tl.load(grad_context_ptr + square),
+            shift, 1, BLOCK_N, BLOCK_D, COMPUTE, OPERAND, PRECISION,
+        )  # fmt: skip
+        store_rows(grad_k_ptr, gk_n, start, offset_n, keep, grad_k + lln_k, HEAD_DIM, BLOCK_D)
+        store_rows(grad_v_ptr, gv_n, start, offset_n, keep, grad_v + lln_v, HEAD_DIM, BLOCK_D)
+    if LEARNED:
+        tl.store(grad_mix_ptr + (head * splits + part) * BLOCK_D + offset_d, grad_mix)
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
+
+
+def diag_tile(width: int) -> tuple[int, int]:
+    """Rows of a tile of blocks, and warps for it."""
+    return max(DIAG_TILE, width), 4 if width <= 32 else 8
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, alpha: Tensor, beta: Tensor, diag: bool,
+    mix: tuple[float, float], learned: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output (B, H, N, D), laid out as (B, N, H, D), and the summary (C, λ) that the backward pass reads.
+
+    mix       weights of the two branches, with `diag`
+    learned   the same by head and feature, (H, D) each, in the dtype of states; then `mix` is not read
+    """
+    batch, heads, length, dim = q.shape
+    width = block_dim(dim)
+    context, log_mass = summarise(k, v, key_mask, beta, (1,))
+    out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
+    tile, warps = diag_tile(width) if diag else (QUERY_TILE, 4 if width <= 32 else 8)
+    splits, chunk = split(length, tile // width * dim if diag else tile, batch * heads)
+    queries_kernel[(batch * heads * splits,)](
+        q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q),
+        alpha, context, log_mass, *(learned or (context, context)), out, *strides(out),
+        *mix, length, heads, splits, chunk,
+        DIAG=diag, LEARNED=learned is not None, HAS_MASK=key_mask is not None,
+        HEAD_DIM=dim, BLOCK_N=tile, BLOCK_D=width, **arithmetic(q.dtype), num_warps=warps, num_stages=2,
+    )  # fmt: skip
+    return out, context, log_mass
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, alpha: Tensor, beta: Tensor,
+    context: Tensor, log_mass: Tensor, diag: bool, mix: tuple[float, float], learned: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """dq, dk, dv in the layout of q, k, v, and, where `learned`, the gradients of the two weights, (H, D) each."""
+    batch, heads, length, dim = q.shape
+    width, kinds = block_dim(dim), arithmetic(q.dtype)
+    flags = dict(LEARNED=learned is not None, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_D=width, **kinds)
+    options = dict(dtype=state_dtype(q.dtype), device=q.device)
+    grad_q = torch.empty_like(q)
+    splits, chunk = split(length, QUERY_TILE, batch * heads)
+    grad_context = torch.empty(batch * heads, splits, 1, width, width, **options)
+    grad_mass = torch.empty(batch * heads, splits, 1, width, **options)
+    mix_lln, mix_diag = learned or (context, context)
+    queries_backward_kernel[(batch * heads * splits,)](
+        q, *strides(q), grad, *strides(grad), *mask_arguments(key_mask, q),
+        alpha, context, log_mass, mix_lln, grad_q, *strides(grad_q), grad_context, grad_mass,
+        mix[0], length, heads, splits, chunk,
+        DIAG=diag, BLOCK_N=QUERY_TILE, **flags, num_warps=4 if width <= 32 else 8, num_stages=2,
+    )  # fmt: skip
+    merged, shift, grad_lln = merge_gradients(
+        grad_context, grad_mass, context, None if learned is None else mix_lln, q.shape, q.dtype, 1
+    )
+    if not diag:
+        return grad_q, *keys_backward(k, v, key_mask, beta, log_mass, merged, shift, (1,))
+
+    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+    tile, warps = diag_tile(width)
+    splits, chunk = split(length, tile // width * dim, batch * heads)
+    grad_mix = torch.empty(batch, heads, splits, width, **options) if learned is not None else context
+    blocks_backward_kernel[(batch * heads * splits,)](
+        q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask_arguments(key_mask, q),
+        alpha, beta, context, log_mass, merged, shift, mix_lln, mix_diag,
+        grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v), grad_mix,
+        *mix, length, heads, splits, chunk, BLOCK_N=tile, **flags, num_warps=warps, num_stages=2,
+    )  # fmt: skip
+    if learned is None or grad_lln is None:
+        return grad_q, grad_k, grad_v
+    return grad_q, grad_k, grad_v, grad_lln, grad_mix.sum((0, 2))[:, :dim]

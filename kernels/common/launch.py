@@ -1,6 +1,7 @@
 """What the launch of any kernel has to settle: dtypes of arithmetic, tile widths, and how work is split."""
 
 import os
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,6 +18,18 @@ MAX_HEAD_DIM = 128
 NATIVE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
 """Kernels run on the CPU, for tests. Triton settles it when a kernel is defined, so it holds for the process."""
+
+
+class Config(NamedTuple):
+    """How a pass over tokens is launched: rows of a tile, warps of a program, stages of the load pipeline."""
+
+    rows: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        return dict(num_warps=self.warps, num_stages=self.stages)
 
 
 def block_dim(head_dim: int) -> int:

@@ -13,13 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import arithmetic, block_dim, mask_arguments, split, state_dtype, strides
+from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
 from kernels.lln.triton_keys import key_gradients, keys_backward, merge_gradients, summarise
 
-QUERY_TILE = 128
-DIAG_TILE = 64
-"""Tokens of a tile with Diag, whose scores are DIAG_TILE²; more only where a block of D tokens is longer."""
+# By padded head dimension. A tile with Diag holds whole blocks of D tokens, and rows² scores.
+QUERIES = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
+DIAG_QUERIES = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 4, 2), 128: Config(128, 8, 1)}
+QUERIES_BACKWARD = {16: Config(128, 4, 2), 32: Config(128, 8, 2), 64: Config(64, 8, 2), 128: Config(64, 8, 1)}
+BLOCKS_BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 8, 1), 128: Config(128, 16, 1)}
 
 
 @triton.jit
@@ -239,11 +241,6 @@ def blocks_backward_kernel(
 # ------------------------------------------------------------------------------------------------------------ launches
 
 
-def diag_tile(width: int) -> tuple[int, int]:
-    """Rows of a tile of blocks, and warps for it."""
-    return max(DIAG_TILE, width), 4 if width <= 32 else 8
-
-
 def forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, alpha: Tensor, beta: Tensor, diag: bool,
     mix: tuple[float, float], learned: tuple[Tensor, Tensor] | None,
@@ -257,14 +254,14 @@ def forward(
     width = block_dim(dim)
     context, log_mass = summarise(k, v, key_mask, beta, (1,))
     out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
-    tile, warps = diag_tile(width) if diag else (QUERY_TILE, 4 if width <= 32 else 8)
-    splits, chunk = split(length, tile // width * dim if diag else tile, batch * heads)
+    config = (DIAG_QUERIES if diag else QUERIES)[width]
+    splits, chunk = split(length, config.rows // width * dim if diag else config.rows, batch * heads)
     queries_kernel[(batch * heads * splits,)](
         q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q),
         alpha, context, log_mass, *(learned or (context, context)), out, *strides(out),
         *mix, length, heads, splits, chunk,
         DIAG=diag, LEARNED=learned is not None, HAS_MASK=key_mask is not None,
-        HEAD_DIM=dim, BLOCK_N=tile, BLOCK_D=width, **arithmetic(q.dtype), num_warps=warps, num_stages=2,
+        HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, **arithmetic(q.dtype), **config.options,
     )  # fmt: skip
     return out, context, log_mass
 
@@ -279,7 +276,8 @@ def backward(
     flags = dict(LEARNED=learned is not None, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_D=width, **kinds)
     options = dict(dtype=state_dtype(q.dtype), device=q.device)
     grad_q = torch.empty_like(q)
-    splits, chunk = split(length, QUERY_TILE, batch * heads)
+    config = QUERIES_BACKWARD[width]
+    splits, chunk = split(length, config.rows, batch * heads)
     grad_context = torch.empty(batch * heads, splits, 1, width, width, **options)
     grad_mass = torch.empty(batch * heads, splits, 1, width, **options)
     mix_lln, mix_diag = learned or (context, context)
@@ -287,7 +285,7 @@ def backward(
         q, *strides(q), grad, *strides(grad), *mask_arguments(key_mask, q),
         alpha, context, log_mass, mix_lln, grad_q, *strides(grad_q), grad_context, grad_mass,
         mix[0], length, heads, splits, chunk,
-        DIAG=diag, BLOCK_N=QUERY_TILE, **flags, num_warps=4 if width <= 32 else 8, num_stages=2,
+        DIAG=diag, BLOCK_N=config.rows, **flags, **config.options,
     )  # fmt: skip
     merged, shift, grad_lln = merge_gradients(
         grad_context, grad_mass, context, None if learned is None else mix_lln, q.shape, q.dtype, 1
@@ -296,14 +294,14 @@ def backward(
         return grad_q, *keys_backward(k, v, key_mask, beta, log_mass, merged, shift, (1,))
 
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
-    tile, warps = diag_tile(width)
-    splits, chunk = split(length, tile // width * dim, batch * heads)
+    config = BLOCKS_BACKWARD[width]
+    splits, chunk = split(length, config.rows // width * dim, batch * heads)
     grad_mix = torch.empty(batch, heads, splits, width, **options) if learned is not None else context
     blocks_backward_kernel[(batch * heads * splits,)](
         q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask_arguments(key_mask, q),
         alpha, beta, context, log_mass, merged, shift, mix_lln, mix_diag,
         grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v), grad_mix,
-        *mix, length, heads, splits, chunk, BLOCK_N=tile, **flags, num_warps=warps, num_stages=2,
+        *mix, length, heads, splits, chunk, BLOCK_N=config.rows, **flags, **config.options,
     )  # fmt: skip
     if learned is None or grad_lln is None:
         return grad_q, grad_k, grad_v

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import (
+    Config,
     arithmetic,
     block_dim,
     mask_arguments,
@@ -35,8 +36,18 @@ from kernels.common.tiles import (
     window_weights,
 )
 
-KEY_TILE = 128
-"""Tokens of a tile; the largest rate, since a window lies in one tile."""
+# By padded head dimension. Fixed, never tuned at run time: a choice by length would re-tune in the middle of training.
+SUMMARY = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
+BACKWARD = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 1)}
+
+LARGEST_RATE = 128
+"""A window lies in one tile."""
+
+
+def config_for(table: dict[int, Config], width: int, rates: tuple[int, ...]) -> Config:
+    """The configuration of a pass, its tile at least as long as a window."""
+    config = table[width]
+    return config._replace(rows=max(config.rows, *rates))
 
 
 @triton.jit
@@ -245,15 +256,16 @@ def summarise(
     batch, heads, length, dim = k.shape
     width, kinds, count = block_dim(dim), arithmetic(k.dtype), len(rates)
     options = dict(dtype=state_dtype(k.dtype), device=k.device)
-    splits, chunk = split(length, KEY_TILE, batch * heads * count)
+    config = config_for(SUMMARY, width, rates)
+    splits, chunk = split(length, config.rows, batch * heads * count)
     slots, summaries = batch * heads * count * splits, batch * heads * count
     peak, mass = torch.empty(slots, width, **options), torch.empty(slots, width, **options)
     partial = torch.empty(slots, width, width, **options)
     summarise_kernel[(slots,)](
         k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), beta, peak, mass, partial,
         length, heads, splits, chunk,
-        RATES=rates, R=count, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=KEY_TILE, BLOCK_D=width, **kinds,
-        num_warps=4 if width <= 32 else 8, num_stages=2,
+        RATES=rates, R=count, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
+        **kinds, **config.options,
     )  # fmt: skip
     context, log_mass = torch.empty(summaries, width, width, **options), torch.empty(summaries, width, **options)
     rows = row_block(width)
@@ -293,11 +305,12 @@ def keys_backward(
     batch, heads, length, dim = k.shape
     width = block_dim(dim)
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
-    splits, chunk = split(length, KEY_TILE, batch * heads)
+    config = config_for(BACKWARD, width, rates)
+    splits, chunk = split(length, config.rows, batch * heads)
     keys_backward_kernel[(batch * heads * splits,)](
         k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), beta, log_mass, grad_context, shift,
         grad_k, *strides(grad_k), grad_v, *strides(grad_v), length, heads, splits, chunk,
-        RATES=rates, R=len(rates), HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=KEY_TILE, BLOCK_D=width,
-        **arithmetic(k.dtype), num_warps=4 if width <= 32 else 8, num_stages=2,
+        RATES=rates, R=len(rates), HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
+        **arithmetic(k.dtype), **config.options,
     )  # fmt: skip
     return grad_k, grad_v

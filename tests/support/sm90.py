@@ -6,7 +6,10 @@ without TRITON_INTERPRET; as a script, this file compiles the named attentions a
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -30,8 +33,8 @@ class Compiled:
 
     kernel: str
     shared: int
-    spills: int
     registers: int
+    local: int  # bytes of spills a thread
 
 
 def _argument(value: object) -> tuple[str, bool]:
@@ -75,12 +78,22 @@ def compiled(call: Callable[[], object]) -> list[Compiled]:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    return 0, 0
+    """Registers and bytes of local memory of a thread."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (re.search(rf"{name}:(\d+)", usage) for name in ("REG", "STACK"))
+    assert registers, usage
+    assert stack, usage
+    return int(registers[1]), int(stack[1])
 
 
 def main() -> None:
     """sm90.py OPS-JSON: a list of [attention, options, head_dim, dtype, masked]."""
     from inputs import padding, qkv
+
     import attention
     from kernels.common import dispatch
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attention.base import Attention
 from attention.moments import STATISTICS, MomentMatching
 from attention.registry import register
-from kernels.adamra import COMPRESSIONS, FEATURE_MAPS, GATES, IMPLEMENTATIONS, adamra, measure, shares
+from kernels.adamra import COMPRESSIONS, FEATURE_MAPS, GATES, IMPLEMENTATIONS, adamra, kernels_refuse, measure, shares
 from kernels.common.inputs import check_choice, check_positive
 from kernels.lln.moments import moment_constants
 
@@ -73,6 +73,11 @@ class AdaMRA(Attention):
         check_choice(GATES, gate=gate)
         check_choice(STATISTICS, statistics=statistics)
         _check_weight(balance_weight)
+        refusal = kernels_refuse(rates, feature_map, gate, compress == "mean")
+        if refusal is not None:
+            if impl == "triton":
+                raise ValueError(f"attention.impl=triton of adamra {refusal}; use attention.impl=reference")
+            self.implementations = ("reference",)
         self.rates, self.feature_map, self.compress, self.gate = tuple(rates), feature_map, compress, gate
         self.balance_weight = float(balance_weight)
         self.router = None if gate == "fixed" else nn.Parameter(0.02 * torch.randn(num_heads, len(rates), head_dim))
@@ -96,7 +101,7 @@ class AdaMRA(Attention):
         value_weights = mean if self.value_weights is None else list(self.value_weights)
         scales = None
         if self.moments is not None:
-            options = dict(rates=self.rates, key_weights=key_weights)
+            options = dict(rates=self.rates, key_weights=key_weights, impl=self.impl)
             scales = self.moments(lambda constants: measure(q, k, key_mask, constants, **options))
         out, balance = adamra(
             q,

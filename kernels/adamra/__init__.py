@@ -1,5 +1,25 @@
 """Adaptive multi-resolution attention (AdaMRA-R, a reconstruction)."""
 
-from kernels.adamra.api import COMPRESSIONS, FEATURE_MAPS, GATES, IMPLEMENTATIONS, adamra, measure, shares, spreads
+from kernels.adamra.api import (
+    COMPRESSIONS,
+    FEATURE_MAPS,
+    GATES,
+    IMPLEMENTATIONS,
+    adamra,
+    kernels_refuse,
+    measure,
+    shares,
+    spreads,
+)
 
-__all__ = ["COMPRESSIONS", "FEATURE_MAPS", "GATES", "IMPLEMENTATIONS", "adamra", "measure", "shares", "spreads"]
+__all__ = [
+    "COMPRESSIONS",
+    "FEATURE_MAPS",
+    "GATES",
+    "IMPLEMENTATIONS",
+    "adamra",
+    "kernels_refuse",
+    "measure",
+    "shares",
+    "spreads",
+]

@@ -6,16 +6,33 @@ import torch
 from torch import Tensor
 
 from kernels.adamra import reference
-from kernels.common.dispatch import check_impl
+from kernels.common.dispatch import choose_impl
 from kernels.common.inputs import check_choice
 from kernels.common.layout import heads_last
 from kernels.common.masks import real_tokens, real_values
 from kernels.lln.moments import match_moments
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("reference", "triton")
 FEATURE_MAPS = ("exponential", "elu", "softmax")
 COMPRESSIONS = ("mean", "dwconv", "conv")
 GATES = ("top1", "top1_unscaled", "soft", "fixed")
+
+
+LARGEST_RATE = 128
+"""Longest window of the kernels: it lies in one tile."""
+
+
+def kernels_refuse(rates: Sequence[int], feature_map: str, gate: str, mean: bool) -> str | None:
+    """Why the Triton kernels do not have this variant, or None; `mean` says that windows are fused by their mean."""
+    if feature_map != "exponential":
+        return f"has feature_map=exponential only, got {feature_map}"
+    if not mean:
+        return "has compress=mean only"
+    if gate == "soft":
+        return "has gate=top1, top1_unscaled and fixed, got soft"
+    if any(rate & (rate - 1) or rate > LARGEST_RATE for rate in rates):
+        return f"takes rates that are powers of two <= {LARGEST_RATE}, got {list(rates)}"
+    return None
 
 
 def adamra(
@@ -44,7 +61,11 @@ def adamra(
     """
     check_choice(FEATURE_MAPS, feature_map=feature_map)
     check_choice(GATES, gate=gate)
-    check_impl(impl, IMPLEMENTATIONS, "adamra")
+    refusal = kernels_refuse(rates, feature_map, gate, all(w is None for w in (*key_weights, *value_weights)))
+    if choose_impl(impl, q, IMPLEMENTATIONS, "adamra", refusal) == "triton" and scales is not None:
+        from kernels.adamra import ops  # Triton is needed only here
+
+        return ops.adamra(q, k, v, key_mask, router, scales, list(rates), gate)
     real = real_tokens(q, key_mask)
     out, balance = reference.adamra(
         real_values(q, real),
@@ -79,8 +100,14 @@ def measure(
     *,
     rates: Sequence[int],
     key_weights: Sequence[Tensor | None],
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`spreads`, and the scales α, β they give, per resolution, (R,) each; no gradient."""
+    refusal = kernels_refuse(rates, "exponential", "fixed", all(w is None for w in key_weights))
+    if choose_impl(impl, q, IMPLEMENTATIONS, "adamra", refusal) == "triton":
+        from kernels.lln import ops
+
+        return ops.measure(q, k, key_mask, tuple(rates), constants)
     sigmas = spreads(q, k, key_mask, rates=rates, key_weights=key_weights)
     return *sigmas, *match_moments(*sigmas, constants)
 

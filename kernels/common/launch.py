@@ -31,6 +31,10 @@ class Config(NamedTuple):
     def options(self) -> dict[str, int]:
         return dict(num_warps=self.warps, num_stages=self.stages)
 
+    def fit(self, rates: tuple[int, ...]) -> "Config":
+        """The same with tiles at least as long as every window, which must lie in one."""
+        return self._replace(rows=max(self.rows, *rates))
+
 
 def block_dim(head_dim: int) -> int:
     """Columns of a tile: the head dimension, padded to what a matrix product on the hardware takes."""

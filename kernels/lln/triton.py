@@ -39,8 +39,8 @@ def tile_rows(BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constex
 
 @triton.jit
 def read_features(q, alpha, log_mass):
-    """A = softmax_l(α q + λ) of a tile; `alpha` and λ hold the factor log₂ e."""
-    logits = q * alpha + log_mass[None, :]
+    """A = softmax_l(α q + λ) of a tile; α and λ broadcast to q, and are those of an exponential to base 2."""
+    logits = q * alpha + log_mass
     features = tl.exp2(logits - tl.max(logits, axis=1)[:, None])
     return features / tl.sum(features, axis=1)[:, None]
 
@@ -101,7 +101,7 @@ def queries_kernel(
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), STEP):
         real = used & real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        features = read_features(q.to(COMPUTE), alpha, log_mass)
+        features = read_features(q.to(COMPUTE), alpha, log_mass[None, :])
         out = product(features, context, COMPUTE, OPERAND, PRECISION)
         if DIAG:
             k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
@@ -151,7 +151,7 @@ def queries_backward_kernel(
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
         grad = load_rows(grad_ptr, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        features = read_features(q, alpha * LOG2E, log_mass)
+        features = read_features(q, alpha * LOG2E, log_mass[None, :])
         weighted = grad.to(COMPUTE) * weight[None, :] if DIAG else grad
         reading = product(weighted, tl.trans(context), COMPUTE, OPERAND, PRECISION)
         grad_logits = features * (reading - tl.sum(features * reading, axis=1)[:, None])
@@ -223,7 +223,7 @@ def blocks_backward_kernel(
         grad_k = product(tl.trans(grad_scores), q, COMPUTE, OPERAND, PRECISION)
 
         context = tl.load(context_ptr + square)
-        features = read_features(q.to(COMPUTE), alpha * LOG2E, log_mass)
+        features = read_features(q.to(COMPUTE), alpha * LOG2E, log_mass[None, :])
         reading = product(grad.to(COMPUTE) * from_lln[None, :], tl.trans(context), COMPUTE, OPERAND, PRECISION)
         grad_q += alpha * features * (reading - tl.sum(features * reading, axis=1)[:, None])
         store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)

@@ -40,14 +40,7 @@ from kernels.common.tiles import (
 SUMMARY = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
 BACKWARD = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 1)}
 
-LARGEST_RATE = 128
-"""A window lies in one tile."""
-
-
-def config_for(table: dict[int, Config], width: int, rates: tuple[int, ...]) -> Config:
-    """The configuration of a pass, its tile at least as long as a window."""
-    config = table[width]
-    return config._replace(rows=max(config.rows, *rates))
+BACKWARD_RATES = {16: Config(128, 8, 2), 32: Config(128, 8, 2), 64: Config(128, 8, 1), 128: Config(64, 16, 1)}
 
 
 @triton.jit
@@ -256,7 +249,7 @@ def summarise(
     batch, heads, length, dim = k.shape
     width, kinds, count = block_dim(dim), arithmetic(k.dtype), len(rates)
     options = dict(dtype=state_dtype(k.dtype), device=k.device)
-    config = config_for(SUMMARY, width, rates)
+    config = SUMMARY[width].fit(rates)
     splits, chunk = split(length, config.rows, batch * heads * count)
     slots, summaries = batch * heads * count * splits, batch * heads * count
     peak, mass = torch.empty(slots, width, **options), torch.empty(slots, width, **options)
@@ -305,7 +298,7 @@ def keys_backward(
     batch, heads, length, dim = k.shape
     width = block_dim(dim)
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
-    config = config_for(BACKWARD, width, rates)
+    config = (BACKWARD if rates == (1,) else BACKWARD_RATES)[width].fit(rates)
     splits, chunk = split(length, config.rows, batch * heads)
     keys_backward_kernel[(batch * heads * splits,)](
         k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), beta, log_mass, grad_context, shift,

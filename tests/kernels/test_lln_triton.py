@@ -1,16 +1,11 @@
 """LLN's kernels compute what the reference computes: interpreted where there is no GPU, native where there is one."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from guards import guarded, guarded_allocations
 from inputs import padding, qkv
 from oracles import lln as oracle
+from sm90 import SHARED_MEMORY, compile_in_own_process
 from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
 
@@ -18,7 +13,6 @@ import attention
 from kernels.lln import lln, measure
 from kernels.lln.moments import PUBLISHED
 
-ROOT = Path(__file__).parents[2]
 NATIVE = torch.cuda.is_available()
 WIDEST = torch.float32 if NATIVE else torch.float64  # the GPU's kernels have no float64
 HEADS = 2
@@ -196,15 +190,6 @@ def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
 # --- compiled for an H100, in a process of its own: this one interprets
 
 
-def compile_for_h100(cases: list[list]) -> list[dict]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(ROOT / "tests" / "support" / "sm90.py"), json.dumps(cases)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 GRID = [
     ["lln_diag", {"diag": diag}, dim, dtype, masked]
     for diag in ("none", "average", "learnable_scale")
@@ -223,9 +208,7 @@ GRID = [
     ids=["default", "full"],
 )
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
-    from sm90 import SHARED_MEMORY
-
-    reports = compile_for_h100(cases)
+    reports = compile_in_own_process(cases)
     assert {r["kernel"] for r in reports} >= {"partial_moments_kernel", "summarise_kernel", "queries_kernel"}
     for report in reports:
         assert report["shared"] <= SHARED_MEMORY, report

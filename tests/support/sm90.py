@@ -6,12 +6,14 @@ without TRITON_INTERPRET; as a script, this file compiles the named attentions a
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import triton
@@ -88,6 +90,18 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     assert registers, usage
     assert stack, usage
     return int(registers[1]), int(stack[1])
+
+
+def compile_in_own_process(cases: list[list]) -> list[dict]:
+    """`main` in a process that does not interpret: cases of [attention, options, head_dim, dtype, masked]."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests' / 'support'}"}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(cases)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:

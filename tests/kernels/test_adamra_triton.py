@@ -1,0 +1,220 @@
+"""AdaMRA's kernels compute what the reference computes: interpreted where there is no GPU, native where there is one."""
+
+import pytest
+import torch
+from guards import guarded, guarded_allocations
+from inputs import padding, qkv
+from sm90 import SHARED_MEMORY, compile_in_own_process
+from tolerance import assert_as_good_as, assert_exact
+from torch import Tensor
+
+import attention
+from kernels.adamra import adamra, measure, reference
+from kernels.lln.moments import PUBLISHED
+
+NATIVE = torch.cuda.is_available()
+HEADS = 2
+CASES = [
+    (1, None, 8, "top1", (2, 8, 32)),
+    (100, "scattered", 16, "top1", (2, 8, 32)),
+    (129, "suffix", 24, "top1_unscaled", (1, 4)),
+    (33, "empty", 32, "fixed", (2, 64)),
+    (130, None, 32, "top1", (8, 32, 128)),
+    pytest.param(70, "one", 64, "top1", (1,), marks=pytest.mark.slow),
+    pytest.param(70, "suffix", 128, "top1", (2, 8, 32), marks=pytest.mark.slow),
+]
+gpu = pytest.mark.gpu
+native_only = pytest.mark.skipif(not NATIVE, reason="needs a GPU")
+
+
+def evaluate(
+    inputs: list[Tensor], mask: Tensor | None, gate: str, rates: tuple[int, ...], impl: str, dtype: torch.dtype, device
+) -> list[Tensor]:
+    """Output, balance loss, then gradients of q, k, v and router, for the inputs converted to `dtype`."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = [x.detach().to(device, dtype).requires_grad_() for x in inputs]
+    mask = None if mask is None else mask.to(device)
+    count, none = len(rates), [None] * len(rates)
+    generator = torch.Generator().manual_seed(3)
+    router = torch.randn(HEADS, count, inputs[0].shape[-1], generator=generator).to(device, wide).requires_grad_()
+    scales = tuple(torch.linspace(a, b, count).to(device, wide) for a, b in ((1.5, 0.7), (0.8, 1.9)))
+    out, balance = adamra(
+        *inputs, mask, router=None if gate == "fixed" else router, rates=rates, key_weights=none, value_weights=none,
+        scales=scales, gate=gate, impl=impl,
+    )  # fmt: skip
+    leaves = inputs if gate == "fixed" else [*inputs, router]
+    cotangent = qkv(*out.shape, seed=7)[0].to(device, dtype)
+    return [out.detach(), balance.detach(), *torch.autograd.grad((out * cotangent).sum() + 3 * balance, leaves)]
+
+
+NAMES = ("out", "balance", "dq", "dk", "dv", "drouter")
+
+
+@pytest.mark.skipif(NATIVE, reason="float64 runs in the interpreter only")
+@pytest.mark.parametrize(("length", "kind", "dim", "gate", "rates"), CASES)
+def test_output_loss_and_gradients_are_those_of_the_reference_in_float64(length, kind, dim, gate, rates):
+    inputs, mask = qkv(2, HEADS, length, dim), None if kind is None else padding(2, length, kind=kind)
+    mine, theirs = (evaluate(inputs, mask, gate, rates, x, torch.float64, "cpu") for x in ("triton", "reference"))
+    assert mine[0].transpose(1, 2).is_contiguous()
+    assert_exact(mine[0], theirs[0], "out")
+    assert_exact(mine[1], theirs[1], "balance")
+    assert_exact(*(torch.cat([g.flatten() for g in r[2:5]]) for r in (mine, theirs)), "gradient of q, k, v")
+    for actual, expected in zip(mine[5:], theirs[5:], strict=True):
+        assert_exact(actual, expected, "gradient of the router")
+    if mask is not None:
+        padded = ~mask[:, None, :, None].expand_as(inputs[0])
+        assert all((x[padded] == 0).all() for x in (mine[0], *mine[2:5]))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=[gpu, native_only])],
+    ids=["fp32", "fp16", "bf16"],
+)
+@pytest.mark.parametrize(("length", "kind", "dim", "gate", "rates"), [CASES[i] for i in (1, 4)])
+def test_error_is_at_most_twice_that_of_plain_pytorch(length, kind, dim, gate, rates, dtype, device):
+    inputs = [x.to(dtype) for x in qkv(2, HEADS, length, dim)]
+    mask = None if kind is None else padding(2, length, kind=kind)
+    exact = evaluate(inputs, mask, gate, rates, "reference", torch.float64, "cpu")
+    plain = evaluate(inputs, mask, gate, rates, "reference", dtype, device)
+    mine = evaluate(inputs, mask, gate, rates, "triton", dtype, device)
+    for name, actual, other, value in zip(NAMES, mine, plain, exact, strict=True):
+        if name == "drouter":  # a sum over what was rounded to `dtype`, kept in float32
+            actual, other = actual.to(dtype), other.to(dtype)
+        assert_as_good_as(actual, other, value, name)
+
+
+def test_equal_logits_choose_the_first_resolution(device):
+    from kernels.adamra import ops
+
+    q, k, v = (x.to(device, torch.float32) for x in qkv(1, HEADS, 20, 8))
+    router = torch.zeros(HEADS, 3, 8, device=device)
+    router[:, 1:, 0] = 1.0  # resolutions 1 and 2 tie
+    scale = torch.ones(3, device=device)
+    _, _, _, _, choice, _ = ops.forward(q, k, v, None, router, scale, scale, [2, 8, 32], True)
+    _, one_hot = reference.route(q, router)
+    assert torch.equal(choice.view(1, HEADS, 20).long(), one_hot.long().argmax(-1))
+    assert set(choice.flatten().tolist()) == {0, 1}
+
+
+@pytest.mark.skipif(NATIVE, reason="float64 runs in the interpreter only")
+def test_gradcheck():
+    inputs, mask = qkv(1, 1, 5, 8, requires_grad=True), torch.tensor([[True, True, False, True, True]])
+    router = torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    scales = (torch.tensor([1.3, 0.8]).double(), torch.tensor([0.9, 1.1]).double())
+
+    def call(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        none = [None, None]
+        options = dict(rates=(2, 4), key_weights=none, value_weights=none, scales=scales, impl="triton")
+        return adamra(q, k, v, mask, router=w, **options)
+
+    assert torch.autograd.gradcheck(call, (*inputs, router), fast_mode=True)
+
+
+@pytest.mark.parametrize(("length", "kind", "dim"), [(100, "scattered", 24), (130, None, 32)])
+def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, device):
+    fused = torch.stack(qkv(2, HEADS, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
+    fused = guarded(fused.to(device))  # (B, N, 3, H, D): strided heads, no copy
+    mask = None if kind is None else padding(2, length, kind=kind).to(device)
+    inputs = [fused[:, :, i].transpose(1, 2) for i in range(3)]
+    if mask is not None:
+        for x in inputs:
+            x.masked_fill_(~mask[:, None, :, None], torch.nan)  # padding may hold anything
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    router = torch.randn(HEADS, 3, dim, device=device).requires_grad_()
+    options = dict(rates=(2, 8, 32), key_weights=[None] * 3)
+    with guarded_allocations():
+        scales = measure(*leaves[:2], mask, PUBLISHED, **options, impl="triton")
+        more = dict(router=router, value_weights=[None] * 3, scales=scales[2:], impl="triton")
+        out, balance = adamra(*leaves, mask, **options, **more)
+        gradients = torch.autograd.grad(out.square().sum() + balance, [*leaves, router])
+    assert all(x.isfinite().all() for x in (out, balance, *gradients, *scales))
+    plain = measure(*[x.nan_to_num() for x in leaves[:2]], mask, PUBLISHED, **options, impl="reference")
+    for mine, other in zip(scales, plain, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=0)
+
+
+def test_operators_pass_opcheck(device):
+    from kernels.adamra import ops
+
+    q, k, v = (x.to(device, torch.float32) for x in qkv(1, HEADS, 9, 8))
+    mask, scale = padding(1, 9, kind="scattered").to(device), torch.ones(2, device=device)
+    router, options = torch.randn(HEADS, 2, 8, device=device), ([2, 4], True)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ops.forward, (q, k, v, mask, router, scale, scale, *options), test_utils=checks)
+    out, balance, *state = ops.forward(q, k, v, mask, router, scale, scale, *options)
+    arguments = (out, balance, q, k, v, mask, router, scale, scale, *state, *options)
+    torch.library.opcheck(ops.backward, arguments, test_utils=checks)
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break(device):
+    module = attention.build("adamra", num_heads=HEADS, head_dim=8, max_length=64, impl="triton").to(device)
+    inputs = [x.to(device, torch.float32).requires_grad_() for x in qkv(2, HEADS, 20, 8)]
+    leaves = [*inputs, module.router]
+
+    def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return module(q, k, v, mask).square().sum() + module.auxiliary_loss()
+
+    compiled = torch.compile(call, fullgraph=True)
+    for mask in (None, padding(2, 20).to(device)):
+        for mine, other in zip(*(torch.autograd.grad(f(*inputs, mask), leaves) for f in (compiled, call)), strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(feature_map="elu"), dict(compress="conv"), dict(gate="soft"), dict(rates=(2, 3)), dict(rates=(256,))],
+)
+def test_variants_without_kernels_are_refused_in_one_line_and_run_the_reference_otherwise(options):
+    sizes = dict(num_heads=2, head_dim=8, max_length=8)
+    with pytest.raises(ValueError, match=r"^attention\.impl=triton of adamra .+; use attention\.impl=reference$"):
+        attention.build("adamra", impl="triton", **sizes, **options)
+    assert attention.build("adamra", **sizes, **options).implementation(torch.device("cuda")) == "reference"
+    assert attention.build("adamra", **sizes).implementation(torch.device("cuda")) == "triton"
+
+
+GRID = [
+    ["adamra", {"gate": gate, "rates": rates}, dim, dtype, masked]
+    for gate, rates in (("top1", (2, 8, 32)), ("top1_unscaled", (8, 32, 128)), ("fixed", (1, 2)))
+    for dim in (8, 24, 32, 64, 128)
+    for dtype in ("bfloat16", "float16", "float32")
+    for masked in (False, True)
+]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [[["adamra", {}, dim, "bfloat16", dim == 64] for dim in (32, 64)], pytest.param(GRID, marks=pytest.mark.slow)],
+    ids=["default", "full"],
+)
+def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
+    reports = compile_in_own_process(cases)
+    assert {r["kernel"] for r in reports} >= {"queries_kernel", "balance_kernel", "keys_backward_kernel"}
+    for report in reports:
+        assert report["shared"] <= SHARED_MEMORY, report
+
+
+@gpu
+@native_only
+def test_large_bf16_call_repeats_every_bit_and_can_be_captured():
+    module = attention.build("adamra", num_heads=2, head_dim=32, max_length=4096, impl="triton").cuda()
+    inputs = [x.cuda().requires_grad_() for x in qkv(32, 2, 4096, 32, dtype=torch.bfloat16)]
+    leaves, mask = [*inputs, module.router], padding(32, 4096).cuda()
+
+    def step() -> list[Tensor]:
+        out = module(*inputs, mask)
+        return [out, *torch.autograd.grad(out.float().square().sum() + module.auxiliary_loss(), leaves)]
+
+    first, second = step(), step()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, first, strict=True))

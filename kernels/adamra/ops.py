@@ -18,7 +18,7 @@ def _forward(
         q.new_empty(batch, length, heads, dim).transpose(1, 2),
         q.new_empty((), dtype=dtype),
         q.new_empty(batch * heads * count, width, width, dtype=dtype),
-        q.new_empty(batch * heads * count, width, dtype=dtype),
+        q.new_empty(batch * heads * count, 3, width, dtype=dtype),
         q.new_empty(batch * heads, length, dtype=torch.uint8),
         q.new_empty(heads, 1 << (count - 1).bit_length(), dtype=dtype),
     )

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
-from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
+from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
 from kernels.lln.triton import read_features
 from kernels.lln.triton_keys import keys_backward, merge_gradients, summarise
 
@@ -54,7 +54,7 @@ def chosen_scales(
     for r in tl.static_range(R):
         here = choice == r
         alpha = tl.where(here, tl.load(alpha_ptr + r).to(COMPUTE), alpha)
-        log_mass = tl.where(here[:, None], tl.load(log_mass_ptr + r * BLOCK_D + offset_d)[None, :], log_mass)
+        log_mass = tl.where(here[:, None], tl.load(log_mass_ptr + r * 3 * BLOCK_D + offset_d)[None, :], log_mass)
     return alpha, log_mass
 
 
@@ -78,7 +78,7 @@ def queries_kernel(
     out_ptr += b * out_b + wide_h * out_h
     mask_ptr += b * mask_b
     router_ptr += h * R * HEAD_DIM
-    log_mass_ptr += head * R * BLOCK_D
+    log_mass_ptr += head * R * 3 * BLOCK_D
     context_ptr += head * R * BLOCK_D * BLOCK_D
     offset_n, offset_d, offset_r = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
     square = offset_d[:, None] * BLOCK_D + offset_d[None, :]
@@ -100,7 +100,7 @@ def queries_kernel(
         else:
             choice = tl.zeros((BLOCK_N,), tl.int32) + h % R
         alpha, log_mass = chosen_scales(choice, alpha_ptr, log_mass_ptr, R, BLOCK_N, BLOCK_D, COMPUTE)
-        features = read_features(q, (alpha * LOG2E)[:, None], log_mass)
+        features = read_features(q, alpha[:, None], log_mass)
         out = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
         for r in tl.static_range(R):
             context = tl.load(context_ptr + r * BLOCK_D * BLOCK_D + square)
@@ -163,7 +163,7 @@ def queries_backward_kernel(
     grad_q_ptr += b * gq_b + wide_h * gq_h
     mask_ptr += b * mask_b
     router_ptr += h * R * HEAD_DIM
-    log_mass_ptr += head * R * BLOCK_D
+    log_mass_ptr += head * R * 3 * BLOCK_D
     context_ptr += head * R * BLOCK_D * BLOCK_D
     offset_n, offset_d, offset_r = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R)
     square = offset_d[:, None] * BLOCK_D + offset_d[None, :]
@@ -187,7 +187,7 @@ def queries_backward_kernel(
         if ROUTED and SCALED:
             gate = tl.sum(tl.where(chosen, shares, 0.0), axis=1)
         alpha, log_mass = chosen_scales(choice, alpha_ptr, log_mass_ptr, R, BLOCK_N, BLOCK_D, COMPUTE)
-        features = read_features(q, (alpha * LOG2E)[:, None], log_mass)
+        features = read_features(q, alpha[:, None], log_mass)
         reading = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
         for r in tl.static_range(R):
             context = tl.load(context_ptr + r * BLOCK_D * BLOCK_D + square)
@@ -289,4 +289,4 @@ def backward(
     grad_k, grad_v = keys_backward(k, v, key_mask, beta, log_mass, merged, shift, tuple(rates))
     if router is None:
         return [grad_q, grad_k, grad_v]
-    return [grad_q, grad_k, grad_v, grad_router.sum((0, 2))[:, :count, :dim].to(router.dtype)]
+    return [grad_q, grad_k, grad_v, grad_router.sum((0, 2))[:, :count, :dim].contiguous().to(router.dtype)]

@@ -11,8 +11,6 @@ import triton.language as tl
 NEVER = tl.constexpr(-1e30)
 """Logit of what must not count: far below every real one, yet finite, so that no −inf − (−inf) can become NaN."""
 
-LOG2E = tl.constexpr(1.4426950408889634)
-
 
 @triton.jit
 def place(pid, num_heads, splits):

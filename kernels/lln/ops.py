@@ -26,7 +26,7 @@ def _forward(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return (
         q.new_empty(batch, length, heads, dim).transpose(1, 2),
         q.new_empty(batch * heads, width, width, dtype=dtype),
-        q.new_empty(batch * heads, width, dtype=dtype),
+        q.new_empty(batch * heads, 3, width, dtype=dtype),
     )
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
-from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
+from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
 from kernels.lln.triton_keys import key_gradients, keys_backward, merge_gradients, summarise
 
 # By padded head dimension. A tile with Diag holds whole blocks of D tokens, and rows² scores.
@@ -39,9 +39,9 @@ def tile_rows(BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constex
 
 @triton.jit
 def read_features(q, alpha, log_mass):
-    """A = softmax_l(α q + λ) of a tile; α and λ broadcast to q, and are those of an exponential to base 2."""
+    """A = softmax_l(α q + λ) of a tile; α and λ broadcast to q."""
     logits = q * alpha + log_mass
-    features = tl.exp2(logits - tl.max(logits, axis=1)[:, None])
+    features = tl.exp(logits - tl.max(logits, axis=1)[:, None])
     return features / tl.sum(features, axis=1)[:, None]
 
 
@@ -52,10 +52,10 @@ def block_weights(
 ):  # fmt: skip
     """P = softmax(q kᵀ / √D) over the real keys of each row's own block; rows without any are uniform, never NaN."""
     row = tl.arange(0, BLOCK_N)
-    scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (LOG2E / HEAD_DIM**0.5)
+    scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5)
     visible = (row[:, None] // BLOCK_D == row[None, :] // BLOCK_D) & real[None, :]
     scores = tl.where(visible, scores, NEVER)
-    weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+    weights = tl.exp(scores - tl.max(scores, axis=1)[:, None])
     return weights / tl.sum(weights, axis=1)[:, None]
 
 
@@ -94,8 +94,8 @@ def queries_kernel(
     offset_d = tl.arange(0, BLOCK_D)
     offset_n, used = tile_rows(BLOCK_N, HEAD_DIM, BLOCK_D, DIAG)
     head = b * num_heads + h
-    alpha = tl.load(alpha_ptr).to(COMPUTE) * LOG2E
-    log_mass = tl.load(log_mass_ptr + head * BLOCK_D + offset_d)
+    alpha = tl.load(alpha_ptr).to(COMPUTE)
+    log_mass = tl.load(log_mass_ptr + head * 3 * BLOCK_D + offset_d)
     context = tl.load(context_ptr + (head * BLOCK_D + offset_d[:, None]) * BLOCK_D + offset_d[None, :]).to(OPERAND)
     STEP: tl.constexpr = BLOCK_N // BLOCK_D * HEAD_DIM if DIAG else BLOCK_N
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), STEP):
@@ -141,7 +141,7 @@ def queries_backward_kernel(
     offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     head = b * num_heads + h
     alpha = tl.load(alpha_ptr).to(COMPUTE)
-    log_mass = tl.load(log_mass_ptr + head * BLOCK_D + offset_d)
+    log_mass = tl.load(log_mass_ptr + head * 3 * BLOCK_D + offset_d)
     square = offset_d[:, None] * BLOCK_D + offset_d[None, :]
     context = tl.load(context_ptr + head * BLOCK_D * BLOCK_D + square).to(OPERAND)
     weight = mixing_weight(mix_lln_ptr, mix_lln, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
@@ -151,7 +151,7 @@ def queries_backward_kernel(
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
         grad = load_rows(grad_ptr, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        features = read_features(q, alpha * LOG2E, log_mass[None, :])
+        features = read_features(q, alpha, log_mass[None, :])
         weighted = grad.to(COMPUTE) * weight[None, :] if DIAG else grad
         reading = product(weighted, tl.trans(context), COMPUTE, OPERAND, PRECISION)
         grad_logits = features * (reading - tl.sum(features * reading, axis=1)[:, None])
@@ -197,7 +197,9 @@ def blocks_backward_kernel(
     offset_n, used = tile_rows(BLOCK_N, HEAD_DIM, BLOCK_D, True)
     head = b * num_heads + h
     alpha, beta = tl.load(alpha_ptr).to(COMPUTE), tl.load(beta_ptr).to(COMPUTE)
-    log_mass = tl.load(log_mass_ptr + head * BLOCK_D + offset_d)
+    log_mass = tl.load(log_mass_ptr + head * 3 * BLOCK_D + offset_d)
+    peak = tl.load(log_mass_ptr + (head * 3 + 1) * BLOCK_D + offset_d)
+    scale = tl.load(log_mass_ptr + (head * 3 + 2) * BLOCK_D + offset_d)
     shift = tl.load(shift_ptr + head * BLOCK_D + offset_d)
     square = head * BLOCK_D * BLOCK_D + offset_d[:, None] * BLOCK_D + offset_d[None, :]
     from_lln = mixing_weight(mix_lln_ptr, mix_lln, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
@@ -223,14 +225,15 @@ def blocks_backward_kernel(
         grad_k = product(tl.trans(grad_scores), q, COMPUTE, OPERAND, PRECISION)
 
         context = tl.load(context_ptr + square)
-        features = read_features(q.to(COMPUTE), alpha * LOG2E, log_mass[None, :])
+        features = read_features(q.to(COMPUTE), alpha, log_mass[None, :])
         reading = product(grad.to(COMPUTE) * from_lln[None, :], tl.trans(context), COMPUTE, OPERAND, PRECISION)
         grad_q += alpha * features * (reading - tl.sum(features * reading, axis=1)[:, None])
         store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)
 
+        weight, grad_context = tl.where(real, 1.0, 0.0).to(COMPUTE), tl.load(grad_context_ptr + square)
         lln_k, lln_v = key_gradients(
-            k.to(COMPUTE), v, tl.where(real, 1.0, 0.0).to(COMPUTE), beta, log_mass, tl.load(grad_context_ptr + square),
-            shift, 1, BLOCK_N, BLOCK_D, COMPUTE, OPERAND, PRECISION,
+            k.to(COMPUTE), v, weight, beta, peak, scale, grad_context, shift, 1,
+            BLOCK_N, BLOCK_D, COMPUTE, OPERAND, PRECISION,
         )  # fmt: skip
         store_rows(grad_k_ptr, gk_n, start, offset_n, keep, grad_k + lln_k, HEAD_DIM, BLOCK_D)
         store_rows(grad_v_ptr, gv_n, start, offset_n, keep, grad_v + lln_v, HEAD_DIM, BLOCK_D)
@@ -305,4 +308,4 @@ def backward(
     )  # fmt: skip
     if learned is None or grad_lln is None:
         return grad_q, grad_k, grad_v
-    return grad_q, grad_k, grad_v, grad_lln, grad_mix.sum((0, 2))[:, :dim]
+    return grad_q, grad_k, grad_v, grad_lln, grad_mix.sum((0, 2))[:, :dim].contiguous()

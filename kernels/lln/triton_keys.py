@@ -1,8 +1,8 @@
 """The key side of LLN and AdaMRA: the summary of (fused) keys and values, and its backward pass.
 
-With ℓ_j = β log₂e · k'_j, where k' is the mean of a window of RATE keys (RATE = 1: the key itself),
+With ℓ_j = β k'_j, where k' is the mean of a window of RATE keys (RATE = 1: the key itself),
 
-    λ_l = log₂ Σ_w 2^ℓ_wl,   C_l = Σ_w 2^(ℓ_wl − λ_l) v'_w
+    λ_l = ln Σ_w exp ℓ_wl,   C_l = Σ_w exp(ℓ_wl − λ_l) v'_w
 
 Σ_w over windows is Σ_j over real tokens, each with the weight that it has in the mean of its window. Nothing that is
 exponentiated exceeds zero. Parts of a sequence write to slots of their own, which one launch merges in fixed order.
@@ -25,7 +25,6 @@ from kernels.common.launch import (
     strides,
 )
 from kernels.common.tiles import (
-    LOG2E,
     NEVER,
     load_rows,
     place,
@@ -62,8 +61,8 @@ def summarise_tiles(
         fused = window_mean(k, weight, RATE, BLOCK_N, BLOCK_D)
         logits = tl.where(real[:, None], beta * fused, NEVER)
         higher = tl.maximum(peak, tl.max(logits, axis=0))
-        features = (tl.exp2(logits - higher[None, :]) * weight[:, None]).to(OPERAND)
-        scale = tl.exp2(peak - higher)
+        features = (tl.exp(logits - higher[None, :]) * weight[:, None]).to(OPERAND)
+        scale = tl.exp(peak - higher)
         mass = mass * scale + tl.sum(features.to(COMPUTE), axis=0)
         context = context * scale[:, None] + product(tl.trans(features), v, COMPUTE, OPERAND, PRECISION)
         peak = higher
@@ -95,7 +94,7 @@ def summarise_kernel(
     peak_ptr += slot * BLOCK_D
     mass_ptr += slot * BLOCK_D
     context_ptr += slot * BLOCK_D * BLOCK_D
-    beta = tl.load(beta_ptr + rate).to(COMPUTE) * LOG2E
+    beta = tl.load(beta_ptr + rate).to(COMPUTE)
     first, last = part * chunk, tl.minimum((part + 1) * chunk, length)
     for r in tl.static_range(R):
         if rate == r:
@@ -108,7 +107,7 @@ def summarise_kernel(
 @triton.jit
 def merge_summaries_kernel(
     peak_ptr, mass_ptr, context_ptr,  # slots (B·H·R, splits, …)
-    out_context_ptr, out_mass_ptr,  # (B·H·R, D', D'), (B·H·R, D')
+    out_context_ptr, log_mass_ptr,  # (B·H·R, D', D'), (B·H·R, 3, D')
     splits,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -122,13 +121,16 @@ def merge_summaries_kernel(
     position = (slot[:, None, None] * BLOCK_D + row[None, :, None]) * BLOCK_D + offset_d[None, None, :]
     contexts = tl.load(context_ptr + position, mask=inside[:, :, None], other=0.0)
     peak = tl.max(peaks, axis=0)
-    share = tl.exp2(peaks - peak[None, :])
+    share = tl.exp(peaks - peak[None, :])
     mass = tl.sum(share * masses, axis=0)
     context = tl.sum(share[:, :, None] * contexts, axis=0)
     some = (mass > 0) & (row < HEAD_DIM)
     mass = tl.where(some, mass, 1.0)
     context = tl.where(some[:, None], context / mass[:, None], 0.0)
-    tl.store(out_mass_ptr + summary * BLOCK_D + row, tl.where(some, peak + tl.log2(mass), NEVER))
+    log_mass_ptr += summary * 3 * BLOCK_D + row
+    tl.store(log_mass_ptr, tl.where(some, peak + tl.log(mass), NEVER))
+    tl.store(log_mass_ptr + BLOCK_D, tl.where(some, peak, 0.0))
+    tl.store(log_mass_ptr + 2 * BLOCK_D, tl.where(some, 1.0 / mass, 0.0))
     tl.store(out_context_ptr + (summary * BLOCK_D + row[:, None]) * BLOCK_D + offset_d[None, :], context)
 
 
@@ -172,15 +174,16 @@ def merge_gradients_kernel(
 
 @triton.jit
 def key_gradients(
-    k, v, weight, beta, log_mass, grad_context, shift, RATE: tl.constexpr, BLOCK_N: tl.constexpr,
+    k, v, weight, beta, peak, scale, grad_context, shift, RATE: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a tile from one resolution: B = 2^(ℓ − λ), dv' = B dC, dk' = β B (v' dCᵀ + dλ − ρ).
+    """dk and dv of a tile from one resolution: B = exp(ℓ − λ), dv' = B dC, dk' = β B (v' dCᵀ + dλ − ρ).
 
-    `beta` is the scale itself. A token has its share of its window's gradient, which is its weight in the mean.
+    B is taken as exp(ℓ − peak) · scale: the rounding of a large λ would cost it digits. A token has its share of its
+    window's gradient, which is its weight in the mean.
     """
     fused = window_mean(k, weight, RATE, BLOCK_N, BLOCK_D)
-    feature = tl.exp2(tl.minimum(beta * LOG2E * fused - log_mass[None, :], 0.0))
+    feature = tl.exp(tl.minimum(beta * fused - peak[None, :], 0.0)) * scale[None, :]
     reading = product(v, tl.trans(grad_context), COMPUTE, OPERAND, PRECISION)
     reading = window_mean(reading, weight, RATE, BLOCK_N, BLOCK_D)
     grad_k = beta * feature * (reading + shift[None, :])
@@ -220,11 +223,12 @@ def keys_backward_kernel(
         for r in tl.static_range(R):
             weight = window_weights(real, RATES[r], BLOCK_N, COMPUTE)
             beta = tl.load(beta_ptr + r).to(COMPUTE)
-            log_mass = tl.load(log_mass_ptr + (state + r) * BLOCK_D + offset_d)
+            peak = tl.load(log_mass_ptr + ((state + r) * 3 + 1) * BLOCK_D + offset_d)
+            scale = tl.load(log_mass_ptr + ((state + r) * 3 + 2) * BLOCK_D + offset_d)
             grad_context = tl.load(grad_context_ptr + (state + r) * BLOCK_D * BLOCK_D + square)
             shift = tl.load(shift_ptr + (state + r) * BLOCK_D + offset_d)
             from_k, from_v = key_gradients(
-                k, v, weight, beta, log_mass, grad_context, shift, RATES[r], BLOCK_N, BLOCK_D,
+                k, v, weight, beta, peak, scale, grad_context, shift, RATES[r], BLOCK_N, BLOCK_D,
                 COMPUTE, OPERAND, PRECISION,
             )  # fmt: skip
             grad_k += from_k
@@ -245,7 +249,10 @@ def row_block(width: int) -> int:
 def summarise(
     k: Tensor, v: Tensor, key_mask: Tensor | None, beta: Tensor, rates: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Context C (B·H·R, D', D') and log-mass λ (B·H·R, D') of the keys at every rate; D' is the padded D."""
+    """Context C (B·H·R, D', D') and log-mass (B·H·R, 3, D') of the keys at every rate; D' is the padded D.
+
+    The three are λ, the column maximum of ℓ, and exp(maximum − λ).
+    """
     batch, heads, length, dim = k.shape
     width, kinds, count = block_dim(dim), arithmetic(k.dtype), len(rates)
     options = dict(dtype=state_dtype(k.dtype), device=k.device)
@@ -260,7 +267,7 @@ def summarise(
         RATES=rates, R=count, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
         **kinds, **config.options,
     )  # fmt: skip
-    context, log_mass = torch.empty(summaries, width, width, **options), torch.empty(summaries, width, **options)
+    context, log_mass = torch.empty(summaries, width, width, **options), torch.empty(summaries, 3, width, **options)
     rows = row_block(width)
     merge_summaries_kernel[(summaries, width // rows)](
         peak, mass, partial, context, log_mass, splits,
@@ -287,7 +294,7 @@ def merge_gradients(
         BLOCK_S=triton.next_power_of_2(splits), ROWS=rows, BLOCK_D=width,
         COMPUTE=kinds["COMPUTE"], OPERAND=kinds["OPERAND"], num_warps=4,
     )  # fmt: skip
-    return merged, shift, None if grad_mix is None else grad_mix.sum((0, 2))[:, :dim]
+    return merged, shift, None if grad_mix is None else grad_mix.sum((0, 2))[:, :dim].contiguous()
 
 
 def keys_backward(

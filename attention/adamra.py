@@ -101,8 +101,11 @@ class AdaMRA(Attention):
         value_weights = mean if self.value_weights is None else list(self.value_weights)
         scales = None
         if self.moments is not None:
-            options = dict(rates=self.rates, key_weights=key_weights, impl=self.impl)
-            scales = self.moments(lambda constants: measure(q, k, key_mask, constants, **options))
+            scales = self.moments(
+                lambda constants: measure(
+                    q, k, key_mask, constants, rates=self.rates, key_weights=key_weights, impl=self.impl
+                )
+            )
         out, balance = adamra(
             q,
             k,

@@ -57,7 +57,8 @@ class _AdaMRA(torch.autograd.Function):
         return out, balance
 
     @staticmethod
-    def backward(ctx, grad, grad_balance):
+    def backward(ctx, *grads):
+        grad, grad_balance = grads
         grads = backward(unit_last_stride(grad), grad_balance, *ctx.saved_tensors, *ctx.options)
         router = grads[3] if len(grads) > 3 else None
         return *grads[:3], None, router, None, None, None, None

@@ -77,9 +77,9 @@ class _LLN(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
         *tensors, mix_lln, mix_diag = ctx.saved_tensors
-        grads = backward(unit_last_stride(grad), *tensors, *ctx.options, mix_lln, mix_diag)
+        grads = backward(unit_last_stride(grads[0]), *tensors, *ctx.options, mix_lln, mix_diag)
         mixes = (None, None) if mix_lln is None else tuple(grads[3:])
         return *grads[:3], None, None, None, None, None, None, *mixes
 

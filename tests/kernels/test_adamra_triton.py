@@ -18,8 +18,9 @@ CASES = [
     (1, None, 8, "top1", (2, 8, 32)),
     (100, "scattered", 16, "top1", (2, 8, 32)),
     (129, "suffix", 24, "top1_unscaled", (1, 4)),
-    (33, "empty", 32, "fixed", (2, 64)),
-    (130, None, 32, "top1", (8, 32, 128)),
+    pytest.param(100, "scattered", 32, "top1", (2, 8, 32), marks=pytest.mark.slow),
+    (33, "empty", 16, "fixed", (2, 64)),
+    (130, None, 16, "top1", (8, 32, 128)),
     pytest.param(70, "one", 64, "top1", (1,), marks=pytest.mark.slow),
     pytest.param(70, "suffix", 128, "top1", (2, 8, 32), marks=pytest.mark.slow),
 ]
@@ -71,7 +72,7 @@ def test_output_loss_and_gradients_are_those_of_the_reference_in_float64(length,
     [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=[gpu, native_only])],
     ids=["fp32", "fp16", "bf16"],
 )
-@pytest.mark.parametrize(("length", "kind", "dim", "gate", "rates"), [CASES[i] for i in (1, 4)])
+@pytest.mark.parametrize(("length", "kind", "dim", "gate", "rates"), [CASES[i] for i in (1, 5)])
 def test_error_is_at_most_twice_that_of_plain_pytorch(length, kind, dim, gate, rates, dtype, device):
     inputs = [x.to(dtype) for x in qkv(2, HEADS, length, dim)]
     mask = None if kind is None else padding(2, length, kind=kind)
@@ -111,7 +112,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(call, (*inputs, router), fast_mode=True)
 
 
-@pytest.mark.parametrize(("length", "kind", "dim"), [(100, "scattered", 24), (130, None, 32)])
+@pytest.mark.parametrize(("length", "kind", "dim"), [(100, "scattered", 24)])
 def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, device):
     fused = torch.stack(qkv(2, HEADS, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
     fused = guarded(fused.to(device))  # (B, N, 3, H, D): strided heads, no copy
@@ -185,7 +186,7 @@ GRID = [
 
 @pytest.mark.parametrize(
     "cases",
-    [[["adamra", {}, dim, "bfloat16", dim == 64] for dim in (32, 64)], pytest.param(GRID, marks=pytest.mark.slow)],
+    [[["adamra", {}, 32, "bfloat16", True]], pytest.param(GRID, marks=pytest.mark.slow)],
     ids=["default", "full"],
 )
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):

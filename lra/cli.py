@@ -89,6 +89,9 @@ def identify(composed: DictConfig, choices: Mapping[str, str]) -> tuple[Cell, bo
     Its overrides are found by composing the same groups without them: whatever differs and changes a number.
     """
     groups = {group: choices[group] for group in IDENTITY}
+    for group in ("task", "attention"):
+        if composed[group].name != groups[group]:
+            raise UserError(f"{group}.name={composed[group].name} is not possible; choose with {group}=<name>")
     plain = compose("config", overrides=[f"{group}={choice}" for group, choice in groups.items()])
     mine, reference = (configuration.flatten(_resolve(c)) for c in (composed, plain))
     overrides = {
@@ -96,8 +99,17 @@ def identify(composed: DictConfig, choices: Mapping[str, str]) -> tuple[Cell, bo
         for key in sorted(mine.keys() | reference.keys())
         if mine.get(key) != reference.get(key) and not key.startswith(NOT_NUMBERS)
     }
-    starred = any(key.startswith(PROTOCOL_OWNS) for key in overrides)
-    return Cell(**groups, seed=composed.seed, overrides=overrides), starred
+    defaults = {f"attention.{key}": value for key, value in attention.options(choices["attention"]).items()}
+    set_by_protocol = {key for key, value in defaults.items() if reference.get(key, value) != _plain(value)}
+    starred = any(key.startswith(PROTOCOL_OWNS) or key in set_by_protocol for key in overrides)
+    try:
+        return Cell(**groups, seed=composed.seed, overrides=overrides), starred
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _resolve(composed: DictConfig) -> dict[str, Any]:

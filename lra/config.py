@@ -1,5 +1,6 @@
 """The composed configuration as a checked, typed object: every mistake becomes one line before any data is touched."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -24,7 +25,9 @@ def _require(section: str, condition: bool, key: str, value: Any, allowed: str) 
 
 def _positive(section: str, config: Any, *keys: str) -> None:
     for key in keys:
-        _require(section, getattr(config, key) > 0, key, getattr(config, key), "it must be greater than zero")
+        value = getattr(config, key)
+        _require(section, value > 0, key, value, "it must be greater than zero")
+        _require(section, math.isfinite(value), key, value, "it must be finite")
 
 
 def _one_of(section: str, config: Any, **allowed: tuple) -> None:
@@ -76,7 +79,8 @@ class TrainingConfig:
         _positive("training.", self, "batch_size", "steps", "validate_every", "learning_rate", "eps")
         allowed = f"it must be at least 2 and less than training.steps={self.steps}"
         _require("training.", 2 <= self.warmup_steps < self.steps, "warmup_steps", self.warmup_steps, allowed)
-        _require("training.", self.weight_decay >= 0, "weight_decay", self.weight_decay, "it must not be negative")
+        decay = 0 <= self.weight_decay < math.inf
+        _require("training.", decay, "weight_decay", self.weight_decay, "it must be finite and not negative")
         beta = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         _require("training.", beta, "betas", self.betas, "it must be two numbers in [0, 1)")
         _one_of("training.", self, schedule=SCHEDULES)
@@ -201,6 +205,9 @@ def _check_options(config: Config) -> None:
         _require("model.", False, "max_length", config.model.max_length, f"it must be at least that long: {allowed}")
     if config.model.patch is not None:
         _checked(patch_order, config.model.max_length, *config.model.patch)
+    for key in ("num_heads", "head_dim", "max_length", "causal"):
+        if key in config.attention_options:
+            _require("attention.", False, key, config.attention[key], "the model and the task set it")
     sizes = {key: getattr(config.model, key) for key in ("num_heads", "head_dim", "max_length")}
     _build("attention", attention.build, config.attention, {**sizes, **config.attention_options})
 

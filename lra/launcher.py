@@ -16,14 +16,16 @@ from hydra.core.utils import filter_overrides
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
+from rich.text import Text
 
 from lra import cli, provenance
 from lra import config as configuration
+from lra.errors import UserError
 from lra.record import FILENAME, SCHEMA, Cell, Record, read_record, write_json
 
 RUN = Path(__file__).parents[1] / "run.py"
-RECORDS_ITSELF = (0, 1, 130)
-"""Exit codes of `run.py` after which the cell has written its own record."""
+MISTAKE = 2
+"""Exit code of `run.py` for a command that it refused in one line."""
 
 
 @dataclass
@@ -80,40 +82,61 @@ def run_jobs(jobs: list[Job], slots: list[str | None], console: Console) -> list
         finally:
             free.put(slot)
         done += 1
-        console.print(f"[{done}/{len(jobs)}] {job.cell.label}: {record['status']} {record['message']}".rstrip())
+        line = f"[{done}/{len(jobs)}] {job.cell.label}: {record['status']} {record.get('message') or ''}"
+        console.print(Text(line.rstrip()), soft_wrap=True)
         return record
 
+    for job in jobs:
+        _make_folder(job.directory.parent)
     console.print(f"{len(jobs)} cells, {len(slots)} at a time; logs beside each cell under {jobs[0].results_dir}/runs")
     with ThreadPoolExecutor(len(slots)) as pool:
         return list(pool.map(work, jobs))
 
 
 def _run_job(job: Job, slot: str | None) -> Record:
-    job.directory.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | ({} if slot is None else {"CUDA_VISIBLE_DEVICES": slot})
-    with open(job.directory.with_name(f"{job.directory.name}.log"), "ab") as log:
-        command = [sys.executable, str(RUN), *job.overrides]
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     path = job.directory / FILENAME
-    record = read_record(path)
-    if code in RECORDS_ITSELF and record is not None:
-        return record
+    before = read_record(path)
+    environment = os.environ | ({} if slot is None else {"CUDA_VISIBLE_DEVICES": slot})
+    command = [sys.executable, str(RUN), *job.overrides]
+    log = job.directory.with_name(f"{job.directory.name}.log")
+    with open(log, "wb") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    after = read_record(path)
+    if after is not None and (code == 0 or after != before):
+        return after
     record = {
         "schema": SCHEMA,
         "kind": "cell",
         "status": "error",
-        "message": f"the process ended with code {code}; see {log.name}",
+        "message": _last_words(log) if code == MISTAKE else f"the process ended with code {code}; see {log}",
         "cell": job.cell.to_dict(starred=job.starred),
         "config": job.resolved,
         "code": provenance.code_revision(),
         "versions": provenance.versions(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    write_json(path, record)
+    if before is None:  # what an earlier run of the cell found out stays
+        write_json(path, record)
     return record
 
 
+def _last_words(log: Path) -> str:
+    """The one line with which `run.py` refused a command."""
+    return log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"results_dir: cannot write to {folder} ({error.strerror}); choose another results_dir"
+        ) from error
+
+
 def _slots(per_gpu: int) -> list[str | None]:
+    if not isinstance(per_gpu, int) or per_gpu < 1:
+        raise UserError(f"hydra.launcher.per_gpu={per_gpu} is not possible; it must be a positive integer")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     return [gpu for _ in range(per_gpu) for gpu in gpus] or [None]

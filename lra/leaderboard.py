@@ -149,7 +149,8 @@ def _published(cell: Cell, ours: float | None, *, starred: bool) -> dict[str, An
     known = literature.lookup(cell.attention, cell.task, cell.protocol)
     if known is None:
         return {}
-    compares = cell.budget == literature.PUBLISHED_BUDGET and not starred
+    changed = starred or any(key.startswith("attention.") for key in cell.overrides)
+    compares = cell.budget == literature.PUBLISHED_BUDGET and not changed
     gap = ours - known.accuracy if compares and ours is not None and known.accuracy is not None else None
     return {
         "published": known.accuracy,

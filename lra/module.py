@@ -1,5 +1,6 @@
 """The LightningModule of a cell: loss, optimiser, schedule, validation, and the step counter that everything uses."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from lra.tasks import TaskData
 
 
 class LossNotFiniteError(RuntimeError):
-    """The training loss became NaN or infinite; the message names the step."""
+    """A loss became NaN or infinite; the message names the step."""
 
 
 @dataclass
@@ -65,11 +66,12 @@ class CellModule(LightningModule):
         self.automatic_optimization = False
         self.model, self.training_config, self.seed = model, training, seed
         self.precision, self.steps_per_call, self.selection = precision, steps_per_call, selection
-        self.data = data
+        self.data, self.digest = data, data.digest
         self.step = 0
         self.curve: list[dict[str, float]] = []
-        self.train_seconds = 0.0
+        self.train_seconds = self.train_seconds_before = 0.0  # of all processes of the cell, of those before this one
         self.timed_steps, self.timed_seconds = 0, 0.0
+        self._warm = False
         self.on_step = lambda: None  # called after every training step; the progress bar hooks in here
 
     def setup(self, stage: str) -> None:
@@ -101,7 +103,7 @@ class CellModule(LightningModule):
         if not torch.isfinite(loss):
             raise LossNotFiniteError(f"the training loss became {loss.item()} at or before step {self.step}")
         self._interval_loss.append(loss * len(steps))
-        self.log("train/loss", loss, batch_size=1)
+        self._log({"train/loss": loss})
 
     def _optimise(self, step: int) -> Tensor:
         """One optimiser step; returns the cross entropy (without the attention's own loss), detached."""
@@ -120,16 +122,19 @@ class CellModule(LightningModule):
         first, started = self._interval_start
         seconds = self._clock() - started
         self.train_seconds += seconds
-        if first > 0 or self.step == self.training_config.steps:  # the first of several intervals also warms up
+        if self._warm:  # the first interval of a process also compiles
             self.timed_steps += self.step - first
             self.timed_seconds += seconds
+        self._warm = True
         loss = float(torch.stack(self._interval_loss).sum()) / (self.step - first)
         return {"step": self.step, "train_loss": loss, "seconds": self.train_seconds}
 
     @property
     def steps_per_second(self) -> float | None:
-        """Training steps a second, without validation and without the first interval (unless it is the only one)."""
-        return self.timed_steps / self.timed_seconds if self.timed_seconds else None
+        """Training steps a second, without validation; a process's first interval counts only if there is no other."""
+        if self.timed_seconds:
+            return self.timed_steps / self.timed_seconds
+        return self.step / self.train_seconds if self.train_seconds else None
 
     # Evaluation
 
@@ -141,8 +146,11 @@ class CellModule(LightningModule):
         score = self.evaluate(self.selection)
         point |= {f"validation_{key}": getattr(score, key) for key in ("loss", "correct", "total")}
         self.curve.append(point)
-        self.log("validation/accuracy", score.accuracy, batch_size=1)
-        self.log("validation/loss", score.loss, batch_size=1)
+        self._log({"validation/accuracy": score.accuracy, "validation/loss": score.loss})
+
+    def _log(self, metrics: dict[str, Any]) -> None:
+        """To the loggers, against our steps: Lightning takes its x-axis from a metric of this name."""
+        self.log_dict({**metrics, "step": float(self.step)}, batch_size=1)
 
     def test_dataloader(self) -> list[int]:
         return [0]
@@ -163,7 +171,10 @@ class CellModule(LightningModule):
             correct += (logits.argmax(-1) == labels).sum()
             loss += functional.cross_entropy(logits, labels, reduction="sum")
         total = len(self._splits[split])
-        return Score(step=self.step, correct=int(correct), total=total, loss=float(loss) / total)
+        mean = float(loss) / total
+        if not math.isfinite(mean):
+            raise LossNotFiniteError(f"the {split} loss is {mean} at step {self.step}")
+        return Score(step=self.step, correct=int(correct), total=total, loss=mean)
 
     # Optimiser, precision, state
 
@@ -197,11 +208,12 @@ class CellModule(LightningModule):
         return time.perf_counter()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["cell"] = {key: getattr(self, key) for key in STATE}
+        checkpoint["cell"] = {"digest": self.digest, **{key: getattr(self, key) for key in STATE}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for key in STATE:
             setattr(self, key, checkpoint["cell"][key])
+        self.train_seconds_before = self.train_seconds
 
 
 STATE = ("step", "curve", "train_seconds", "timed_steps", "timed_seconds")

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from lra import provenance, tasks
+from lra.checkpoints import BEST, LAST, Checkpoints, best_point
 from lra.config import Config
 from lra.errors import UserError
 from lra.loggers import build_logger
@@ -43,10 +44,15 @@ def run_cell(config: Config, cell: Cell, *, starred: bool, console: Console) -> 
     stored = read_record(directory / FILENAME)
     if stored is not None and stored["status"] == "ok" and not config.rerun:
         return stored
-    _make_writable(directory, fresh=config.rerun)
-
-    quieten_lightning()
     run = _Run(config, directory)
+    _make_writable(directory)
+    with _held(directory, cell.label):
+        return _run_and_record(run, cell, starred, console)
+
+
+def _run_and_record(run: "_Run", cell: Cell, starred: bool, console: Console) -> Record:
+    quieten_lightning()
+    config, directory = run.config, run.directory
     record: Record = {
         "schema": SCHEMA,
         "kind": "cell",
@@ -68,7 +74,9 @@ def run_cell(config: Config, cell: Cell, *, starred: bool, console: Console) -> 
     except LossNotFiniteError as error:
         record |= {"status": "nan", "message": str(error)}
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
-        record |= {"status": "interrupted", "message": f"stopped at step {run.step}; the same command continues"}
+        kept = f"step {run.checkpointed}, its last validation" if run.checkpointed else "the start, before a validation"
+        message = f"stopped at step {run.step}; without rerun=true the command continues from {kept}"
+        record |= {"status": "interrupted", "message": message}
     except Exception as error:
         traceback.print_exc()
         record |= {"status": "error", "message": f"{type(error).__name__}: {_first_line(error)}"}
@@ -94,6 +102,11 @@ class _Run:
     def step(self) -> int:
         return self.module.step if self.module else 0
 
+    @property
+    def checkpointed(self) -> int:
+        """The step that a later run continues from; 0 without a checkpoint."""
+        return int(self.module.curve[-1]["step"]) if self.module and self.module.curve else 0
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -109,17 +122,37 @@ class _Run:
             data = task.prepare(Path(config.data.root), progress=console.is_terminal)
             self.known["data"] = {"digest": data.digest, "source": data.source, "counts": data.counts}
         with self.phase("setup"):
+            if config.rerun:
+                _empty(self.directory)
             self.module = module = self._build_module(task, data)
-            best = self._checkpoint("best", monitor="validation/accuracy", mode="max")
-            last = self._checkpoint("last")
-            trainer = self._build_trainer([best, last, TrainingProgress(label, console)])
-        with self.phase("fit"):
-            resume = self.directory / "last.ckpt"
-            trainer.fit(module, ckpt_path=resume if resume.exists() else None)
-            self._note_memory()
+            trainer = self._build_trainer([Checkpoints(self.directory), TrainingProgress(label, console)])
+            resume = self._resume(module)
+        if module.step < config.training.steps:
+            with self.phase("fit"):
+                trainer.fit(module, ckpt_path=resume)
+                self._note_memory()
         with self.phase("test"):
             scores = self._test(trainer, module)
         return {"test": {name: _integers(score) for name, score in scores.items()}, "validation": _validation(module)}
+
+    def _resume(self, module: CellModule) -> Path | None:
+        """The checkpoint to continue from, its weights and state loaded into the module; None for a fresh start."""
+        path = self.directory / LAST
+        if not path.exists():
+            return None
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            message = f"{path} is damaged ({_first_line(error)}); rerun=true starts the cell again"
+            raise UserError(message) from error
+        if checkpoint["cell"]["digest"] != module.digest:
+            raise UserError(
+                f"{path} was trained on data {checkpoint['cell']['digest'][:12]}, task={self.config.task['name']} "
+                f"now has {module.digest[:12]}; rerun=true starts the cell again"
+            )
+        module.load_state_dict(checkpoint["state_dict"])
+        module.on_load_checkpoint(checkpoint)
+        return path
 
     def _build_module(self, task: tasks.Task, data: TaskData) -> CellModule:
         config = self.config
@@ -154,17 +187,13 @@ class _Run:
             selection=config.protocol.selection,
         )
 
-    def _checkpoint(self, name: str, **best: Any) -> ModelCheckpoint:
-        """Saves `<name>.ckpt` after every validation, or with `monitor` after every one that is the best so far."""
-        options = {"save_on_train_epoch_end": True, "enable_version_counter": False, **best}
-        return ModelCheckpoint(dirpath=self.directory, filename=name, **options)
-
     def _build_trainer(self, callbacks: list) -> Trainer:
         training = self.config.training
         return Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
             devices=1,
             max_epochs=-(-training.steps // training.validate_every),
+            reload_dataloaders_every_n_epochs=1,  # the last interval may be shorter, and is validated too
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             callbacks=callbacks,
@@ -178,10 +207,13 @@ class _Run:
         """Scores of the last step and of the best validation, on the whole test set."""
         trainer.test(module, verbose=False)
         last = best = module.test_score
-        best_step = int(_best_point(module)["step"])
+        best_step = int(best_point(module.curve)["step"])
         if best_step != last.step:
-            weights = torch.load(self.directory / "best.ckpt", map_location=self.device, weights_only=True)
-            module.load_state_dict(weights["state_dict"])
+            checkpoint = torch.load(self.directory / BEST, map_location=self.device, weights_only=True)
+            if checkpoint["cell"]["step"] != best_step:
+                held = checkpoint["cell"]["step"]
+                raise RuntimeError(f"{self.directory / BEST} holds step {held}, the best validation was at {best_step}")
+            module.load_state_dict(checkpoint["state_dict"])
             trainer.test(module, verbose=False)
             best = replace(module.test_score, step=best_step)
         return {"best": best, "last": last}
@@ -199,7 +231,8 @@ class _Run:
         known = dict(self.known)
         if self.module is not None:
             train = self.module.train_seconds
-            wall |= {"train": train, "validate": max(0.0, wall.pop("fit", train) - train)}
+            validate = max(0.0, wall.pop("fit", 0.0) - (train - self.module.train_seconds_before))
+            wall |= {"train": train, "validate": validate}  # training counts over all processes of the cell
             known |= {"steps": self.step, "steps_per_s": self.module.steps_per_second, "curve": self.module.curve}
         wall["total"] = time.perf_counter() - self.started
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -210,13 +243,8 @@ def _integers(score: Score) -> dict[str, int]:
     return {"step": score.step, "correct": score.correct, "total": score.total}
 
 
-def _best_point(module: CellModule) -> dict[str, float]:
-    """The first of the best validations: a later equal one does not replace a checkpoint."""
-    return max(module.curve, key=lambda point: point["validation_correct"])
-
-
 def _validation(module: CellModule) -> dict[str, dict[str, int]]:
-    points = {"best": _best_point(module), "last": module.curve[-1]}
+    points = {"best": best_point(module.curve), "last": module.curve[-1]}
     keys = {"step": "step", "correct": "validation_correct", "total": "validation_total"}
     return {name: {key: int(point[at]) for key, at in keys.items()} for name, point in points.items()}
 
@@ -232,19 +260,33 @@ def _precision(precision: str, device: torch.device) -> str:
     return precision if precision != "auto" else {"cpu": "32", "cuda": "bf16"}[device.type]
 
 
-def _make_writable(directory: Path, *, fresh: bool) -> None:
-    """Create the cell's folder, empty if `fresh`; UserError where nothing can be written there."""
+def _make_writable(directory: Path) -> None:
+    """Create the cell's folder; UserError where nothing can be written there."""
     try:
-        if fresh and directory.exists():
-            shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".probe-{os.getpid()}"
         probe.write_bytes(b"\0" * MIB)
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"results_dir: cannot write to {directory} ({error.strerror}); choose another results_dir"
-        ) from error
+        reason = f"cannot write to {directory} ({error.strerror})"
+        raise UserError(f"results_dir: {reason}; choose another results_dir") from error
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
+@contextmanager
+def _held(directory: Path, label: str) -> Iterator[None]:
+    """Hold the cell: two processes never train it at once. The lock dies with its process."""
+    lock = FileLock(directory.with_name(f"{directory.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{label} is being trained by another process; wait for it, or choose another seed") from error
+    with lock:
+        yield
 
 
 def _first_line(error: BaseException) -> str:

@@ -44,6 +44,10 @@ ROOT = Path(launcher.RUN).parent
         ("attention=mra attention.block_size=48", "attention.block_size=48"),
         ("attention=mra attention.impl=triton", "attention.impl=triton is not available"),
         ("task.max_length=0", "task.max_length=0"),
+        ("training.weight_decay=inf", "training.weight_decay=inf is not possible; it must be finite"),
+        ("training.learning_rate=inf", "training.learning_rate=inf is not possible; it must be finite"),
+        ("+attention.num_heads=4", "attention.num_heads=4 is not possible; the model and the task set it"),
+        ("attention.name=lln", "attention.name=lln is not possible; choose with attention=<name>"),
         ("rerun=maybe", "rerun=maybe is not possible; it must be true or false"),
     ],
 )

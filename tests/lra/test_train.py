@@ -1,14 +1,17 @@
 """One cell from start to record: finished, skipped, killed and resumed, failed in every way."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from cells import TINY, only_record, records, tiny
+from filelock import FileLock
 
 from lra import launcher
 from lra.module import CellModule
@@ -26,6 +29,18 @@ def outcome(record: dict) -> dict:
 def weights(results_dir: Path) -> dict[str, torch.Tensor]:
     (path,) = results_dir.rglob("last.ckpt")
     return torch.load(path, weights_only=True)["state_dict"]
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when training reaches the step."""
+    whole = CellModule._optimise
+
+    def dies(self: CellModule, at: int) -> torch.Tensor:
+        if at == step:
+            raise KeyboardInterrupt
+        return whole(self, at)
+
+    monkeypatch.setattr(CellModule, "_optimise", dies)
 
 
 @pytest.fixture(scope="module")
@@ -101,25 +116,92 @@ def test_a_killed_cell_continues_to_the_same_end_bit_for_bit(
     step: int, finished: Path, data_root: Path, tmp_path: Path, monkeypatch
 ):
     """Killed inside an interval (3, 5), the steps since the last checkpoint run again; killed on one, none do."""
-    whole = CellModule._optimise
-
-    def dies(self: CellModule, at: int) -> torch.Tensor:
-        if at == step:
-            raise KeyboardInterrupt
-        return whole(self, at)
-
-    monkeypatch.setattr(CellModule, "_optimise", dies)
-    assert tiny(tmp_path, "attention=adamra", f"data.root={data_root}") == 130
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        assert tiny(tmp_path, "attention=adamra", f"data.root={data_root}") == 130
     interrupted = only_record(tmp_path)
     assert interrupted["status"] == "interrupted"
     assert interrupted["steps"] == step
     assert list(tmp_path.rglob("last.ckpt"))
 
-    monkeypatch.setattr(CellModule, "_optimise", whole)
     assert tiny(tmp_path, "attention=adamra", f"data.root={data_root}") == 0
     assert outcome(only_record(tmp_path)) == outcome(only_record(finished))
     for name, weight in weights(finished).items():
         assert torch.equal(weight, weights(tmp_path)[name]), name
+
+
+@pytest.mark.parametrize("stopped", [None, 3, 5])
+def test_a_last_interval_that_is_shorter_is_validated_too(stopped, data_root: Path, tmp_path: Path, monkeypatch):
+    """Six steps, validated at 4 and 6, whether the run is stopped on the way or not."""
+    arguments = (f"data.root={data_root}", "training.validate_every=4")
+    if stopped is not None:
+        with monkeypatch.context() as patch:
+            stop_at(stopped, patch)
+            assert tiny(tmp_path, *arguments) == 130
+    assert tiny(tmp_path, *arguments) == 0
+    record = only_record(tmp_path)
+    assert [point["step"] for point in record["curve"]] == [4, 6]
+    assert record["test"]["last"]["step"] == 6
+
+
+def test_an_interrupted_cell_says_where_it_will_continue(data_root: Path, tmp_path: Path, monkeypatch):
+    stop_at(1, monkeypatch)
+    assert tiny(tmp_path, f"data.root={data_root}") == 130
+    assert "continues from the start" in only_record(tmp_path)["message"]
+
+
+def test_a_cell_whose_folder_moved_tests_the_best_checkpoint_all_the_same(
+    finished: Path, data_root: Path, tmp_path: Path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_at(5, patch)
+        assert tiny(tmp_path / "before", "attention=adamra", f"data.root={data_root}") == 130
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert tiny(tmp_path / "after", "attention=adamra", f"data.root={data_root}") == 0
+    assert outcome(only_record(tmp_path / "after")) == outcome(only_record(finished))
+
+
+def test_a_mistake_in_a_rerun_costs_nothing(finished: Path, data_root: Path, tmp_path: Path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "copy")
+    before = only_record(tmp_path / "copy")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = ("attention=adamra", f"data.root={data_root}", "rerun=true", "trainer.accelerator=cuda")
+    assert tiny(tmp_path / "copy", *arguments) == 2
+    assert only_record(tmp_path / "copy") == before
+    assert list((tmp_path / "copy").rglob("best.ckpt"))
+
+
+def test_a_run_never_continues_on_other_data(data_root: Path, tmp_path: Path, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert tiny(tmp_path, f"data.root={data_root}") == 130
+    (path,) = tmp_path.rglob("last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["cell"]["digest"] = "0" * 64
+    torch.save(checkpoint, path)
+    assert tiny(tmp_path, f"data.root={data_root}") == 2
+    assert "was trained on data 000000000000" in capfd.readouterr().err
+    assert tiny(tmp_path, f"data.root={data_root}", "rerun=true") == 0
+
+
+def test_a_damaged_checkpoint_is_named_with_the_mend(data_root: Path, tmp_path: Path, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert tiny(tmp_path, f"data.root={data_root}") == 130
+    (path,) = tmp_path.rglob("last.ckpt")
+    path.write_bytes(path.read_bytes()[:1000])
+    assert tiny(tmp_path, f"data.root={data_root}") == 2
+    written = capfd.readouterr().err
+    assert f"{path} is damaged" in written
+    assert "rerun=true starts the cell again" in written
+
+
+def test_two_processes_never_train_one_cell(finished: Path, data_root: Path, capfd):
+    (folder,) = (path.parent for path in finished.rglob(FILENAME))
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        assert tiny(finished, "attention=adamra", f"data.root={data_root}", "rerun=true") == 2
+    assert "is being trained by another process" in capfd.readouterr().err
+    assert only_record(finished)["status"] == "ok"
 
 
 def test_a_cell_killed_without_warning_continues_to_the_same_end(finished: Path, data_root: Path, tmp_path: Path):
@@ -195,7 +277,8 @@ def test_a_full_disk_is_found_before_training(data_root: Path, tmp_path: Path, c
 
 def test_metrics_are_logged_beside_the_record(finished: Path):
     (metrics,) = finished.rglob("version_0/metrics.csv")
-    assert "validation/accuracy" in metrics.read_text().splitlines()[0]
+    table = pd.read_csv(metrics)
+    assert table.dropna(subset="validation/accuracy")["step"].tolist() == [2, 4, 6]  # our steps, not Lightning's
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def build(
     num_heads, head_dim   H and D of the inputs it will see
     max_length            longest N it will see; sizes parameters that depend on the length
     causal                position i attends to j <= i; refused in one line where a method has no causal form
-    impl                  "auto" (Triton on CUDA, else reference) | "reference" | "triton"
+    impl                  "auto" (see `kernels.common.dispatch`) | "reference" | "triton"
     method_options        the method's own, see `options(name)`; ValueError names an unknown or impossible one
     """
     common = dict(num_heads=num_heads, head_dim=head_dim, max_length=max_length, causal=causal, impl=impl)

@@ -33,7 +33,7 @@ test-all: $(INSTALLED)  ## all tests that this machine can run
 lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:  ## remove the environment and caches, keep results/
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-IMPLS = ("auto", "reference", "triton")
-
 AUTO_TRITON = False
 """Whether "auto" takes the kernels on CUDA. Not before a cell has been trained through them on a GPU."""
 

@@ -1,15 +1,10 @@
 """Arrays to batches: a split lives on the device as it is stored, and a step gathers its rows there."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from lra.seeding import derive_seed
 from lra.tasks import Split
-
-Batch = tuple[Tensor, Tensor]
-"""Tokens (B, N) or (B, 2, N), int64, 0 = padding; labels (B,), int64."""
 
 
 class DeviceSplit:
@@ -17,18 +12,14 @@ class DeviceSplit:
 
     def __init__(self, split: Split, device: torch.device):
         self.tokens = torch.tensor(split.tokens, device=device)
-        self.labels = torch.tensor(split.labels, device=device)
+        self.labels = torch.tensor(split.labels, device=device).long()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def gather(self, index: Tensor) -> Batch:
-        return self.tokens[index].long(), self.labels[index].long()
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every item once, in the stored order; the last batch may be short."""
-        for index in torch.arange(len(self), device=self.labels.device).split(batch_size):
-            yield self.gather(index)
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N) or (B, 2, N) as stored, and labels (B,), int64, of the items `index` (B,)."""
+        return self.tokens[index], self.labels[index]
 
 
 class TrainingOrder:
@@ -42,16 +33,14 @@ class TrainingOrder:
         self.size, self.batch_size, self.seed, self.device = size, batch_size, seed, device
         self._passes: dict[int, Tensor] = {}
 
-    def indices(self, step: int) -> Tensor:
-        """Item indices (batch_size,) of the step, on the device."""
-        first, last = step * self.batch_size, (step + 1) * self.batch_size
-        parts = []
-        while first < last:
-            epoch, start = divmod(first, self.size)
-            stop = min(self.size, start + last - first)
-            parts.append(self._permutation(epoch)[start:stop])
-            first += stop - start
-        return torch.cat(parts)
+    def write(self, step: int, out: Tensor) -> None:
+        """Put the item indices of the step into `out` (batch_size,), int64, on the device."""
+        first, done = step * self.batch_size, 0
+        while done < self.batch_size:
+            epoch, start = divmod(first + done, self.size)
+            part = self._permutation(epoch)[start : start + self.batch_size - done]
+            out[done : done + len(part)] = part
+            done += len(part)
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._passes:

@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Tokens (B, N) with N = max_length to pooled features (B, dim).
+    """Tokens (B, N) of any integer dtype, N <= max_length, to pooled features (B, dim).
 
     patch   (height, width): tokens of a square grid are visited patch by patch, so that neighbours in the grid are
             neighbours in the sequence (MRA, §5.3 of arXiv 2207.10284 uses 4×8); None keeps raster order. It changes
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         self.register_buffer("order", None if patch is None else patch_order(max_length, *patch), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = functional.pad(tokens, (0, self.max_length - tokens.shape[-1]), value=PAD)
+        tokens = functional.pad(tokens.long(), (0, self.max_length - tokens.shape[-1]), value=PAD)
         key_mask = tokens != PAD  # (B, N)
         x = self.dropout(self.tokens(tokens) + self.positions.weight)
         if self.order is not None:

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
+from lra.capture import Captured
 from lra.config import TrainingConfig
 from lra.data import DeviceSplit, TrainingOrder
 from lra.model import Classifier
@@ -61,8 +63,6 @@ class CellModule(LightningModule):
         selection: str,
     ):
         super().__init__()
-        if compiled:
-            model.compile(dynamic=False)
         self.automatic_optimization = False
         self.model, self.training_config, self.seed = model, training, seed
         self.precision, self.steps_per_call, self.selection = precision, steps_per_call, selection
@@ -71,14 +71,30 @@ class CellModule(LightningModule):
         self.curve: list[dict[str, float]] = []
         self.train_seconds = self.train_seconds_before = 0.0  # of all processes of the cell, of those before this one
         self.timed_steps, self.timed_seconds = 0, 0.0
-        self._warm = False
+        self.compile_seconds = 0.0  # of this process, outside train_seconds
+        self._compiled, self._warm = compiled, False
         self.on_step = lambda: None  # called after every training step; the progress bar hooks in here
 
     def setup(self, stage: str) -> None:
-        if not hasattr(self, "_splits"):
-            self._splits = {name: DeviceSplit(split, self.device) for name, split in self.data.splits.items()}
-            size = len(self._splits["train"])
-            self._order = TrainingOrder(size, self.training_config.batch_size, self.seed, self.device)
+        if hasattr(self, "_splits"):
+            return
+        self._splits = {name: DeviceSplit(split, self.device) for name, split in self.data.splits.items()}
+        batch_size = self.training_config.batch_size
+        self._order = TrainingOrder(len(self._splits["train"]), batch_size, self.seed, self.device)
+        # What a captured step reads and writes, at fixed addresses.
+        self._index = torch.zeros(batch_size, dtype=torch.long, device=self.device)
+        self._loss = torch.zeros((), device=self.device)
+        self._eval_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._eval_correct = torch.zeros((), dtype=torch.long, device=self.device)
+        self._objective = torch.compile(objective, dynamic=False) if self._compiled else objective
+        captures = self._compiled and self.device.type == "cuda"
+        pool = torch.cuda.graph_pool_handle() if captures else None
+
+        def step(function: Callable[[], None]) -> Callable[[], None]:
+            return Captured(function, pool) if captures else function
+
+        self._train_batch = step(self._train)
+        self._score_batch = {name: step(partial(self._score, name)) for name in self._splits}
 
     # Training
 
@@ -87,42 +103,59 @@ class CellModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         seed_all(self.seed, "dropout", self.step)
-        self._interval_start = (self.step, self._clock())
+        self._interval_start = (self.step, self._clock(), self.compile_seconds)
         self._interval_loss: list[Tensor] = []
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # a range of steps: the data are on the device already
 
     def training_step(self, steps: range, batch_idx: int) -> None:
-        loss = torch.zeros((), device=self.device)
+        self._loss.zero_()
         for step in steps:
-            loss += self._optimise(step)
+            self._optimise(step)
             self.step = step + 1
             self.on_step()
-        loss = loss / len(steps)
+        loss = self._loss.clone()
         if not torch.isfinite(loss):
             raise LossNotFiniteError(f"the training loss became {loss.item()} at or before step {self.step}")
-        self._interval_loss.append(loss * len(steps))
-        self._log({"train/loss": loss})
+        self._interval_loss.append(loss)
+        self._log({"train/loss": loss / len(steps)})
 
-    def _optimise(self, step: int) -> Tensor:
-        """One optimiser step; returns the cross entropy (without the attention's own loss), detached."""
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        tokens, labels = self._splits["train"].gather(self._order.indices(step))
-        with self._autocast():
-            loss = functional.cross_entropy(self.model(tokens).float(), labels)
+    def _optimise(self, step: int) -> None:
+        """One optimiser step. All that the host does for it: name the batch, start the graph, move the rate."""
+        self._order.write(step, self._index)
+        with self._compiling(self._train_batch):
+            self._train_batch()
+        self.lr_schedulers().step()  # pyright: ignore[reportOptionalMemberAccess,reportAttributeAccessIssue,reportCallIssue]
+
+    def _train(self) -> None:
+        """The device's part of a step: batch `_index` → gradients → weights; adds the cross entropy to `_loss`."""
+        # Lightning's wrapper around the optimiser would count steps in Python, which a replay does not pass through.
+        optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
-        self.manual_backward(loss + self.model.auxiliary_loss())
-        optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
-        schedule.step()  # pyright: ignore[reportOptionalMemberAccess,reportAttributeAccessIssue,reportCallIssue]
-        return loss.detach()
+        with self._autocast():
+            losses, auxiliary, _ = self._objective(self.model, *self._splits["train"].gather(self._index))
+        loss = losses.mean()
+        (loss + auxiliary).backward()
+        optimizer.step()  # pyright: ignore[reportAttributeAccessIssue,reportCallIssue]
+        self._loss += loss.detach()
+
+    @contextmanager
+    def _compiling(self, batch: Callable[[], None]) -> Iterator[None]:
+        """Book what a call takes under compiling, as long as it is not a replay."""
+        if not isinstance(batch, Captured) or batch.ready:
+            yield
+            return
+        started = self._clock()
+        yield
+        self.compile_seconds += self._clock() - started
 
     def _close_interval(self) -> dict[str, float]:
         """The point of the learning curve that the interval's training gives, and its share of the speed."""
-        first, started = self._interval_start
-        seconds = self._clock() - started
+        first, started, compiled_before = self._interval_start
+        seconds = self._clock() - started - (self.compile_seconds - compiled_before)
         self.train_seconds += seconds
-        if self._warm:  # the first interval of a process also compiles
+        if self._warm:  # the first interval of a process still fills caches
             self.timed_steps += self.step - first
             self.timed_seconds += seconds
         self._warm = True
@@ -161,32 +194,43 @@ class CellModule(LightningModule):
     @torch.no_grad()
     def evaluate(self, split: str) -> Score:
         """Every item of a split, in batches of the protocol's size; Lightning has put the model into eval mode."""
-        correct = torch.zeros((), dtype=torch.long, device=self.device)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for tokens, labels in self._splits[split].batches(self.training_config.batch_size):
-            # A short last batch goes through uncompiled: it is not worth a compilation of its own.
-            forward = self.model if len(labels) == self.training_config.batch_size else self.model.forward
-            with self._autocast():
-                logits = forward(tokens).float()
-            correct += (logits.argmax(-1) == labels).sum()
-            loss += functional.cross_entropy(logits, labels, reduction="sum")
+        self._eval_loss.zero_()
+        self._eval_correct.zero_()
         total = len(self._splits[split])
-        mean = float(loss) / total
+        for index in torch.arange(total, device=self.device).split(len(self._index)):
+            if len(index) == len(self._index):
+                self._index.copy_(index)
+                with self._compiling(self._score_batch[split]):
+                    self._score_batch[split]()
+            else:  # a short last batch is not worth a compilation of its own
+                self._add_scores(objective, split, index)
+        mean = float(self._eval_loss) / total
         if not math.isfinite(mean):
             raise LossNotFiniteError(f"the {split} loss is {mean} at step {self.step}")
-        return Score(step=self.step, correct=int(correct), total=total, loss=mean)
+        return Score(step=self.step, correct=int(self._eval_correct), total=total, loss=mean)
+
+    def _score(self, split: str) -> None:
+        """The device's part of evaluating a batch."""
+        self._add_scores(self._objective, split, self._index)
+
+    def _add_scores(self, objective: Callable, split: str, index: Tensor) -> None:
+        with self._autocast():
+            losses, _, correct = objective(self.model, *self._splits[split].gather(index))
+        self._eval_loss += losses.sum()
+        self._eval_correct += correct.sum()
 
     # Optimiser, precision, state
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        config = self.training_config
+        config, cuda = self.training_config, self.device.type == "cuda"
         optimizer = torch.optim.AdamW(
             self.model.parameters(),
-            lr=config.learning_rate,
+            lr=torch.tensor(config.learning_rate, device=self.device) if cuda else config.learning_rate,
             betas=(config.betas[0], config.betas[1]),
             eps=config.eps,
             weight_decay=config.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=cuda,
+            capturable=cuda,  # the rate and the counter of steps lie on the device, where a replay finds them
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
@@ -218,6 +262,13 @@ class CellModule(LightningModule):
 
 STATE = ("step", "curve", "train_seconds", "timed_steps", "timed_seconds")
 """What a checkpoint holds of a `CellModule` beside weights, optimiser and schedule."""
+
+
+def objective(model: Classifier, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross entropy of each item (B,), the attention's own loss (), and which items are right (B,)."""
+    logits = model(tokens).float()
+    losses = functional.cross_entropy(logits, labels, reduction="none")
+    return losses, model.auxiliary_loss(), logits.argmax(-1) == labels
 
 
 class Intervals:

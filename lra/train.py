@@ -131,6 +131,7 @@ class _Run:
             with self.phase("fit"):
                 trainer.fit(module, ckpt_path=resume)
                 self._note_memory()
+            self.wall["compile"] = module.compile_seconds
         with self.phase("test"):
             scores = self._test(trainer, module)
         return {"test": {name: _integers(score) for name, score in scores.items()}, "validation": _validation(module)}
@@ -198,6 +199,7 @@ class _Run:
             log_every_n_steps=1,
             callbacks=callbacks,
             logger=build_logger(self.config.logger, self.directory, self.config.resolved),
+            enable_checkpointing=False,  # `Checkpoints` does it
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=self.directory,
@@ -230,8 +232,8 @@ class _Run:
         wall = dict(self.wall)
         known = dict(self.known)
         if self.module is not None:
-            train = self.module.train_seconds
-            validate = max(0.0, wall.pop("fit", 0.0) - (train - self.module.train_seconds_before))
+            train, compiling = self.module.train_seconds, wall.setdefault("compile", self.module.compile_seconds)
+            validate = max(0.0, wall.pop("fit", 0.0) - (train - self.module.train_seconds_before) - compiling)
             wall |= {"train": train, "validate": validate}  # training counts over all processes of the cell
             known |= {"steps": self.step, "steps_per_s": self.module.steps_per_second, "curve": self.module.curve}
         wall["total"] = time.perf_counter() - self.started

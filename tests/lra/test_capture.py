@@ -1,0 +1,66 @@
+"""Steps replayed as CUDA graphs do what the same steps do eagerly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cells import only_record, tiny
+
+from lra.capture import Captured
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+GPU = ("trainer.accelerator=cuda", "training.steps=24", "training.warmup_steps=4", "training.validate_every=8")
+PLAIN = ("trainer.precision=32", "model.dropout=0.0")
+
+
+def curve(results: Path, data_root: Path, *arguments: str) -> list[dict]:
+    assert tiny(results, f"data.root={data_root}", *GPU, *arguments) == 0
+    return only_record(results)["curve"]
+
+
+def test_every_call_counts_and_random_numbers_stay_random():
+    count, noise = torch.zeros((), device="cuda"), torch.zeros(8, device="cuda")
+
+    def function() -> None:
+        count.add_(1)
+        noise.uniform_()
+
+    def draw() -> tuple[float, ...]:
+        step()
+        return tuple(noise.tolist())
+
+    def draws(seed: int) -> list[tuple[float, ...]]:
+        torch.manual_seed(seed)
+        return [draw() for _ in range(3)]
+
+    step = Captured(function, torch.cuda.graph_pool_handle())
+    eager = draws(0)
+    first, second, again = draws(1), draws(2), draws(1)
+    assert step.ready
+    assert count == 12
+    assert first == again
+    assert len({*eager, *first, *second}) == 9
+
+
+@pytest.mark.parametrize("attention", ["softmax", "lln", "adamra", "combiner", "mra", "routing"])
+def test_a_captured_cell_learns_like_an_eager_one(attention: str, data_root: Path, tmp_path: Path):
+    same = (f"attention={attention}", *PLAIN)
+    eager = curve(tmp_path / "eager", data_root, *same, "trainer.compile=false")
+    captured = curve(tmp_path / "captured", data_root, *same, "trainer.compile=true")
+    for mine, other in zip(captured, eager, strict=True):
+        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+        assert mine["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-4)
+
+
+def test_the_learning_rate_moves_under_capture(data_root: Path, tmp_path: Path):
+    """With the rate stuck where it was captured, two schedules that agree until then would end alike."""
+    slow = curve(tmp_path / "slow", data_root, *PLAIN, "trainer.compile=true", "training.warmup_steps=20")
+    fast = curve(tmp_path / "fast", data_root, *PLAIN, "trainer.compile=true", "training.warmup_steps=4")
+    assert slow[-1]["train_loss"] != pytest.approx(fast[-1]["train_loss"], rel=1e-5)
+
+
+def test_a_captured_cell_repeats_bit_for_bit(data_root: Path, tmp_path: Path):
+    first, second = (curve(tmp_path / str(i), data_root, "attention=lln", "trainer.compile=true") for i in range(2))
+    keys = ("train_loss", "validation_loss", "validation_correct")
+    assert [[p[key] for key in keys] for p in first] == [[p[key] for key in keys] for p in second]

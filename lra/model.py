@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import attention
 from attention import Attention
+from kernels.embedding import embedding
 
 PAD = 0
 """Token id of padding, in every task."""
@@ -82,9 +83,9 @@ class Encoder(nn.Module):
         self.register_buffer("order", None if patch is None else patch_order(max_length, *patch), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = functional.pad(tokens.long(), (0, self.max_length - tokens.shape[-1]), value=PAD)
+        tokens = functional.pad(tokens, (0, self.max_length - tokens.shape[-1]), value=PAD)
         key_mask = tokens != PAD  # (B, N)
-        x = self.dropout(self.tokens(tokens) + self.positions.weight)
+        x = self.dropout(embedding(tokens, self.tokens.weight) + self.positions.weight)
         if self.order is not None:
             x, key_mask = x[:, self.order], key_mask[:, self.order]
         for block in self.blocks:

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
 SMALL = 64
 """Rows of a table up to which the kernel is faster than atomics on an H100: 13 µs against 137 at 32 rows, half of
 all tokens padding; 94 against about 50 at 260 rows, inside a compiled Text step."""

@@ -51,6 +51,13 @@ class Attention(nn.Module):
         """Scalar loss of the last call, already weighted; zero where the method has none."""
         return torch.zeros(()) if self._auxiliary is None else self._auxiliary
 
+    def release(self) -> None:
+        """Forget the loss of the last call, and with it the autograd graph that it keeps alive.
+
+        A step that is to be captured in a CUDA graph must not meet the graph of an eager one.
+        """
+        self._auxiliary = None
+
     def implementation(self, device: torch.device) -> str:
         """Which implementation runs on `device`."""
         return resolve_impl(self.impl, device, self.implementations)

@@ -1,5 +1,7 @@
 """The two checkpoints of a cell: where it continues from, and what is tested."""
 
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,23 +12,32 @@ from lra.module import CellModule
 
 LAST = "last.ckpt"
 BEST = "best.ckpt"
+SECONDS_BETWEEN_SAVES = 10.0
 
 
 class Checkpoints(Callback):
-    """After every validation saves `last.ckpt`, and before it `best.ckpt` if that validation is the best so far.
+    """After a validation saves `last.ckpt`, and before it `best.ckpt` if that validation is the best so far.
 
     Which one is best follows from the curve in the checkpoint, so a run that resumes, wherever its folder lies now,
-    decides like one that was never stopped.
+    decides like one that was never stopped. Where validations follow each other within seconds, one that is not the
+    best leaves no file: a run that is killed repeats at most `SECONDS_BETWEEN_SAVES` and an interval.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory
+        self.saved_step = 0  # of `last.ckpt`
+        self._saved_at = -math.inf
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, CellModule)
-        if best_point(pl_module.curve) is pl_module.curve[-1]:
+        best = best_point(pl_module.curve) is pl_module.curve[-1]
+        last = pl_module.step == pl_module.training_config.steps
+        if not (best or last or time.monotonic() > self._saved_at + SECONDS_BETWEEN_SAVES):
+            return
+        if best:
             trainer.save_checkpoint(self.directory / BEST)
         trainer.save_checkpoint(self.directory / LAST)
+        self.saved_step, self._saved_at = pl_module.step, time.monotonic()
 
 
 def best_point(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -121,6 +121,11 @@ class Classifier(nn.Module):
         """Sum of the attentions' own losses in the last call."""
         return torch.stack([m.auxiliary_loss().to(self.device) for m in self.encoder.attentions()]).sum()
 
+    def release(self) -> None:
+        """Forget the last call's losses: `attention.base.Attention.release`."""
+        for m in self.encoder.attentions():
+            m.release()
+
     @property
     def device(self) -> torch.device:
         return self.encoder.tokens.weight.device

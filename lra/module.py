@@ -83,6 +83,7 @@ class CellModule(LightningModule):
         self._order = TrainingOrder(len(self._splits["train"]), batch_size, self.seed, self.device)
         # What a captured step reads and writes, at fixed addresses.
         self._index = torch.zeros(batch_size, dtype=torch.long, device=self.device)
+        self._counts = torch.zeros(batch_size, dtype=torch.bool, device=self.device)
         self._loss = torch.zeros((), device=self.device)
         self._eval_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self._eval_correct = torch.zeros((), dtype=torch.long, device=self.device)
@@ -104,22 +105,19 @@ class CellModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         seed_all(self.seed, "dropout", self.step)
         self._interval_start = (self.step, self._clock(), self.compile_seconds)
-        self._interval_loss: list[Tensor] = []
+        self._interval_losses: list[tuple[int, int, Tensor]] = []  # of each call: last step, steps, sum of losses
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # a range of steps: the data are on the device already
 
     def training_step(self, steps: range, batch_idx: int) -> None:
+        # Nothing here waits for the device: it works through its queue while Lightning turns to the next call.
         self._loss.zero_()
         for step in steps:
             self._optimise(step)
             self.step = step + 1
             self.on_step()
-        loss = self._loss.clone()
-        if not torch.isfinite(loss):
-            raise LossNotFiniteError(f"the training loss became {loss.item()} at or before step {self.step}")
-        self._interval_loss.append(loss)
-        self._log({"train/loss": loss / len(steps)})
+        self._interval_losses.append((self.step, len(steps), self._loss.clone()))
 
     def _optimise(self, step: int) -> None:
         """One optimiser step. All that the host does for it: name the batch, start the graph, move the rate."""
@@ -137,6 +135,7 @@ class CellModule(LightningModule):
             losses, auxiliary, _ = self._objective(self.model, *self._splits["train"].gather(self._index))
         loss = losses.mean()
         (loss + auxiliary).backward()
+        self.model.release()
         optimizer.step()  # pyright: ignore[reportAttributeAccessIssue,reportCallIssue]
         self._loss += loss.detach()
 
@@ -159,8 +158,12 @@ class CellModule(LightningModule):
             self.timed_steps += self.step - first
             self.timed_seconds += seconds
         self._warm = True
-        loss = float(torch.stack(self._interval_loss).sum()) / (self.step - first)
-        return {"step": self.step, "train_loss": loss, "seconds": self.train_seconds}
+        sums = torch.stack([loss for _, _, loss in self._interval_losses]).tolist()
+        for (step, count, _), loss in zip(self._interval_losses, sums, strict=True):
+            if not math.isfinite(loss):
+                raise LossNotFiniteError(f"the training loss became {loss} at or before step {step}")
+            self._log({"train/loss": loss / count}, step)
+        return {"step": self.step, "train_loss": sum(sums) / (self.step - first), "seconds": self.train_seconds}
 
     @property
     def steps_per_second(self) -> float | None:
@@ -179,11 +182,11 @@ class CellModule(LightningModule):
         score = self.evaluate(self.selection)
         point |= {f"validation_{key}": getattr(score, key) for key in ("loss", "correct", "total")}
         self.curve.append(point)
-        self._log({"validation/accuracy": score.accuracy, "validation/loss": score.loss})
+        self._log({"validation/accuracy": score.accuracy, "validation/loss": score.loss}, self.step)
 
-    def _log(self, metrics: dict[str, Any]) -> None:
-        """To the loggers, against our steps: Lightning takes its x-axis from a metric of this name."""
-        self.log_dict({**metrics, "step": float(self.step)}, batch_size=1)
+    def _log(self, metrics: dict[str, float], step: int) -> None:
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step)
 
     def test_dataloader(self) -> list[int]:
         return [0]
@@ -196,28 +199,25 @@ class CellModule(LightningModule):
         """Every item of a split, in batches of the protocol's size; Lightning has put the model into eval mode."""
         self._eval_loss.zero_()
         self._eval_correct.zero_()
-        total = len(self._splits[split])
-        for index in torch.arange(total, device=self.device).split(len(self._index)):
-            if len(index) == len(self._index):
-                self._index.copy_(index)
-                with self._compiling(self._score_batch[split]):
-                    self._score_batch[split]()
-            else:  # a short last batch is not worth a compilation of its own
-                self._add_scores(objective, split, index)
+        total, batch_size = len(self._splits[split]), len(self._index)
+        batch = torch.arange(batch_size, device=self.device)
+        for first in range(0, total, batch_size):
+            # The last batch is filled up with the first items, which do not count again.
+            torch.remainder(batch + first, total, out=self._index)
+            torch.less(batch + first, total, out=self._counts)
+            with self._compiling(self._score_batch[split]):
+                self._score_batch[split]()
         mean = float(self._eval_loss) / total
         if not math.isfinite(mean):
             raise LossNotFiniteError(f"the {split} loss is {mean} at step {self.step}")
         return Score(step=self.step, correct=int(self._eval_correct), total=total, loss=mean)
 
     def _score(self, split: str) -> None:
-        """The device's part of evaluating a batch."""
-        self._add_scores(self._objective, split, self._index)
-
-    def _add_scores(self, objective: Callable, split: str, index: Tensor) -> None:
+        """The device's part of evaluating a batch: adds up the items of `_index` that `_counts` names."""
         with self._autocast():
-            losses, _, correct = objective(self.model, *self._splits[split].gather(index))
-        self._eval_loss += losses.sum()
-        self._eval_correct += correct.sum()
+            losses, _, correct = self._objective(self.model, *self._splits[split].gather(self._index))
+        self._eval_loss += (losses * self._counts).sum()
+        self._eval_correct += (correct & self._counts).sum()
 
     # Optimiser, precision, state
 

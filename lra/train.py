@@ -74,7 +74,7 @@ def _run_and_record(run: "_Run", cell: Cell, starred: bool, console: Console) ->
     except LossNotFiniteError as error:
         record |= {"status": "nan", "message": str(error)}
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
-        kept = f"step {run.checkpointed}, its last validation" if run.checkpointed else "the start, before a validation"
+        kept = f"step {run.checkpointed}, its last checkpoint" if run.checkpointed else "the start, before a checkpoint"
         message = f"stopped at step {run.step}; without rerun=true the command continues from {kept}"
         record |= {"status": "interrupted", "message": message}
     except Exception as error:
@@ -93,6 +93,7 @@ class _Run:
         self.device = _device(config.trainer.accelerator)
         self.precision = _precision(config.trainer.precision, self.device)
         self.module: CellModule | None = None
+        self.checkpoints = Checkpoints(directory)
         self.known: dict[str, Any] = {}
         self.wall: dict[str, float] = {}
         self.started = time.perf_counter()
@@ -105,7 +106,7 @@ class _Run:
     @property
     def checkpointed(self) -> int:
         """The step that a later run continues from; 0 without a checkpoint."""
-        return int(self.module.curve[-1]["step"]) if self.module and self.module.curve else 0
+        return self.checkpoints.saved_step
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -125,7 +126,7 @@ class _Run:
             if config.rerun:
                 _empty(self.directory)
             self.module = module = self._build_module(task, data)
-            trainer = self._build_trainer([Checkpoints(self.directory), TrainingProgress(label, console)])
+            trainer = self._build_trainer([self.checkpoints, TrainingProgress(label, console)])
             resume = self._resume(module)
         if module.step < config.training.steps:
             with self.phase("fit"):
@@ -153,6 +154,7 @@ class _Run:
             )
         module.load_state_dict(checkpoint["state_dict"])
         module.on_load_checkpoint(checkpoint)
+        self.checkpoints.saved_step = module.step
         return path
 
     def _build_module(self, task: tasks.Task, data: TaskData) -> CellModule:

@@ -6,14 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
 import torch
 from cells import TINY, only_record, records, tiny
 from filelock import FileLock
+from lightning import Trainer
 
 from lra import launcher
+from lra.checkpoints import Checkpoints
+from lra.data import DeviceSplit
+from lra.lens import trained
 from lra.module import CellModule
 from lra.record import FILENAME, SCHEMA, problem_with
 
@@ -142,6 +147,34 @@ def test_a_last_interval_that_is_shorter_is_validated_too(stopped, data_root: Pa
     record = only_record(tmp_path)
     assert [point["step"] for point in record["curve"]] == [4, 6]
     assert record["test"]["last"]["step"] == 6
+
+
+def test_every_item_counts_once_though_the_last_batch_is_filled_up(data_root: Path, tmp_path: Path):
+    """Twelve items in batches of eight, beside the same model on all twelve at once."""
+    assert tiny(tmp_path, f"data.root={data_root}") == 0
+    record = only_record(tmp_path)
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    model, task = trained.load_model(checkpoint.parent, record)
+    split = DeviceSplit(task.prepare(data_root, progress=False).splits["test"], torch.device("cpu"))
+    tokens, labels = split.gather(torch.arange(12))
+    with torch.no_grad():
+        best = int((model(tokens).argmax(-1) == labels).sum())
+    assert record["test"]["best"] == {"step": record["validation"]["best"]["step"], "correct": best, "total": 12}
+
+
+def test_a_validation_soon_after_a_save_leaves_no_file_unless_it_is_the_best(tmp_path: Path):
+    trainer, module = mock.Mock(spec=Trainer), mock.Mock(spec=CellModule, training_config=mock.Mock(steps=5))
+    callback = Checkpoints(tmp_path)
+    saved, curve = [], []
+    module.curve = curve
+    for step, correct in ((1, 3), (2, 3), (3, 4), (4, 4), (5, 4)):
+        module.step = step
+        curve.append({"step": step, "validation_correct": correct})
+        trainer.save_checkpoint.reset_mock()
+        callback.on_train_epoch_end(trainer, module)
+        saved.append([call.args[0].name for call in trainer.save_checkpoint.call_args_list])
+    assert saved == [["best.ckpt", "last.ckpt"], [], ["best.ckpt", "last.ckpt"], [], ["last.ckpt"]]
+    assert callback.saved_step == 5
 
 
 def test_an_interrupted_cell_says_where_it_will_continue(data_root: Path, tmp_path: Path, monkeypatch):

@@ -9,27 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import attention
-from attention import Attention
+from attention import Attention, SelfAttention
 from kernels.embedding import embedding
 
 PAD = 0
 """Token id of padding, in every task."""
-
-
-class SelfAttention(nn.Module):
-    """Fused q, k, v projection → attention → output projection, (B, N, dim) → (B, N, dim)."""
-
-    def __init__(self, dim: int, core: Attention):
-        super().__init__()
-        inner = core.num_heads * core.head_dim
-        self.core = core
-        self.qkv = nn.Linear(dim, 3 * inner)
-        self.out = nn.Linear(inner, dim)
-
-    def forward(self, x: Tensor, key_mask: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.core.num_heads, self.core.head_dim))  # (B, N, 3, H, D)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D), a view
-        return self.out(self.core(q, k, v, key_mask).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):

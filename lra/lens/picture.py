@@ -12,11 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00")
-"""Okabe and Ito's palette, told apart by the colour-blind too; its yellow darkened, to be seen on paper."""
-
-LINES = ("-", "--", ":", "-.")
-MARKERS = "osD^vPX<>"
+from lra.figures import line, save, style
 
 CURVES = (
     ("entropy", "entropy (bits)", "linear"),
@@ -33,16 +29,6 @@ RESOLUTION = 256
 """A longer matrix is drawn with its weights averaged to this many cells a side."""
 
 PANELS_PER_ROW = 6
-
-STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "lens",  # with no date below: the same file for the same numbers
-    "svg.fonttype": "path",
-}
 
 
 class Panel(NamedTuple):
@@ -64,16 +50,14 @@ def draw(path: Path, title: str, panels: Sequence[Panel], curves: Mapping[str, S
     rows = -(-len(panels) // columns)
     legend_columns = max(4, columns)
     heights = [2.15 * rows, 2.4 + 0.2 * -(-len(curves) // legend_columns)]
-    with mpl.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(max(8.8, 2.05 * columns + 0.6), sum(heights) + 0.4), layout="constrained")
         figure.suptitle(title, fontsize=9)
         parts: Any = figure.subfigures(2, 1, height_ratios=heights)
         upper, lower = parts
         _draw_matrices(upper, panels, rows, columns)
         _draw_curves(lower, curves, legend_columns)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        save(figure, path)
 
 
 def _draw_matrices(figure: Any, panels: Sequence[Panel], rows: int, columns: int) -> None:
@@ -142,9 +126,5 @@ def _draw_curve(axes: Axes, at: int, name: str, points: Sequence[Mapping[str, An
         [point["softmax_temperature"] for point in points],
         [point[instrument] for point in points],
         label=name,
-        color=COLOURS[at % len(COLOURS)],
-        linestyle=LINES[(at + at // len(COLOURS)) % len(LINES)],  # not in step with the colours
-        marker=MARKERS[at % len(MARKERS)],
-        markersize=3.5,
-        linewidth=1.3,
+        **line(at),
     )

@@ -1,0 +1,16 @@
+"""Measure attentions beside exact attention: records, `efficiency.csv` and curves.
+
+python scripts/efficiency.py                                       # everything: a few minutes on a GPU
+python scripts/efficiency.py --only lln,adamra --lengths 1024,4096
+python scripts/efficiency.py --device cpu --tokens 2048 --lengths 256,512,1024
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from lra.efficiency.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

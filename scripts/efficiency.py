@@ -1,8 +1,10 @@
 """Measure attentions beside exact attention: records, `efficiency.csv` and curves.
 
-python scripts/efficiency.py                                       # everything: a few minutes on a GPU
-python scripts/efficiency.py --only lln,adamra --lengths 1024,4096
-python scripts/efficiency.py --device cpu --tokens 2048 --lengths 256,512,1024
+    python scripts/efficiency.py                                       # everything: a few minutes on a GPU
+    python scripts/efficiency.py --only lln,adamra --lengths 1024,4096
+    python scripts/efficiency.py --device cpu --tokens 2048 --lengths 256,512,1024
+
+`python scripts/efficiency.py --help` lists the options.
 """
 
 import sys

@@ -35,7 +35,7 @@ def draw(case: Case, device: torch.device, dtype: torch.dtype | None = None) -> 
     mask = suffix_padding(case.batch, case.length, device) if case.masked else None
     if mask is not None:
         cotangent = cotangent.masked_fill(~mask[:, None, :, None], 0.0)
-    return Inputs(*(x.requires_grad_() for x in (q, k, v)), mask, cotangent)
+    return Inputs(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), mask, cotangent)
 
 
 def suffix_padding(batch: int, length: int, device: torch.device) -> Tensor:
@@ -71,6 +71,7 @@ def training(module: Attention, x: Inputs) -> Call:
         if auxiliary.requires_grad:
             losses, gradients = [out, auxiliary], [gradients[0], torch.ones_like(auxiliary)]
         leaves = [x.q, x.k, x.v, *parameters]
-        return [out, *torch.autograd.grad(losses, leaves, gradients, allow_unused=True)]
+        found = torch.autograd.grad(losses, leaves, gradients, allow_unused=True)
+        return [out.detach(), *found]  # detached: who keeps the result does not keep its graph
 
     return call

@@ -13,9 +13,6 @@ TOKENS = {(2, 32): 131_072, (8, 64): 65_536}
 DTYPE = "bfloat16"
 BASELINE = "softmax"
 
-CHOOSING = frozenset({"adamra", "mra", "mra_s", "routing"})
-"""Methods that choose blocks, members or resolutions: where two candidates tie to rounding, either choice is right."""
-
 
 @dataclass(frozen=True)
 class Case:

@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 import torch
@@ -12,6 +12,7 @@ import torch
 import attention
 from lra.efficiency import picture, table
 from lra.efficiency.cases import BASELINE, LENGTHS, TOKENS, cases
+from lra.efficiency.compilation import compile_ahead
 from lra.efficiency.measure import Run
 from lra.record import Record
 
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     groups = list(cases(request.only, request.lengths, request.shapes, request.masks, request.tokens))
     count = sum(map(len, groups))
     run, failed, started = Run(device), 0, time.monotonic()
+    if workers := compile_ahead(groups, device):
+        print(f"compiled with {workers} processes in {time.monotonic() - started:.0f} s", flush=True)
     run.start()
     print(f"{run.device_name}, a copy moves {run.bandwidth:,.0f} GB/s; {count} rows", flush=True)
     for record in (record for group in groups for record in run.group(group)):
@@ -77,8 +80,8 @@ def finish(results_dir: Path, device: str) -> None:
     """Tables and pictures from all records, and a summary of the ratios on the screen."""
     frame, problems = table.refresh(results_dir)
     paths = picture.draw(results_dir, frame)
-    print(summary(frame[frame["device"] == device]))
-    for path in (results_dir / "efficiency.csv", *(path.with_suffix(".svg") for path in paths)):
+    print(summary(cast(pd.DataFrame, frame[frame["device"] == device])))
+    for path in (results_dir / table.FILE, *(f"{path}.svg, .png" for path in paths)):
         print(path)
     for problem in problems:
         print(f"problem: {problem}")
@@ -88,7 +91,8 @@ def summary(frame: pd.DataFrame) -> str:
     """For each shape and mask: time ratio by length, and the slopes, a line an attention."""
     parts = []
     slopes = table.slopes(frame).set_index(["attention", "heads", "head_dim", "masked"])
-    for (heads, dim, masked), rows in frame.groupby(["heads", "head_dim", "masked"]):
+    shapes: Any = frame.groupby(["heads", "head_dim", "masked"])
+    for (heads, dim, masked), rows in shapes:
         shown = rows.pivot_table("time_ratio", "attention", "length", dropna=False)
         for slope in table.SLOPES:
             shown[slope] = [slopes.loc[(name, heads, dim, masked), slope] for name in shown.index]

@@ -148,7 +148,7 @@ class Run:
 
     def _fill(self, row: dict[str, Any], outcome: dict[str, Any], case: Case, x: Inputs, best: Baseline | None) -> None:
         """Measure one attention; numbers enter the row as they are found, so that running out of memory keeps some."""
-        module, impl, checked, refusal = self._subject(case)
+        module, impl, checked, refusal = self.subject(case)
         outcome |= {"message": refusal, "check": checked.to_dict()}
         row |= {"impl": impl, "baseline": {}}
         if not checked.passed:
@@ -169,7 +169,7 @@ class Run:
             del prepared
         row["peak_mem_mib"] = timing.peak_memory(training(module, x), self.device)
 
-    def _subject(self, case: Case) -> tuple[Attention, str, Check, str]:
+    def subject(self, case: Case) -> tuple[Attention, str, Check, str]:
         """The module of a case on the device, through the kernels where there are any, checked; and their refusal."""
         refusal = ""
         build = self._builder(case)

@@ -19,8 +19,8 @@ SHAPE = ["device", "heads", "head_dim", "dtype"]
 def draw(results_dir: str | Path, frame: pd.DataFrame) -> list[Path]:
     """One picture for each device and shape with something measured: a row of panels without and one with a mask."""
     paths = []
-    for key, rows in frame[frame["fwd_bwd_ms"] > 0].groupby(SHAPE):
-        device, heads, head_dim, dtype = key
+    shapes: Any = frame[frame["fwd_bwd_ms"] > 0].groupby(SHAPE)
+    for (device, heads, head_dim, dtype), rows in shapes:
         path = table.directory(results_dir, device) / f"efficiency-h{heads}-d{head_dim}-{dtype}"
         tokens = int((rows["batch"] * rows["length"]).max())
         _draw(path, f"{device}, H = {heads}, D = {head_dim}, {dtype}, {tokens:,} tokens a call", rows)
@@ -28,7 +28,7 @@ def draw(results_dir: str | Path, frame: pd.DataFrame) -> list[Path]:
     return paths
 
 
-def _draw(path: Path, title: str, rows: pd.DataFrame) -> None:
+def _draw(path: Path, title: str, rows: Any) -> None:
     masks = sorted(set(rows["masked"]))
     names = sorted(set(rows["attention"]))
     slopes = table.slopes(rows).set_index(["attention", "masked"])

@@ -15,8 +15,8 @@ from lra.efficiency import baseline
 from lra.efficiency.measure import KIND
 from lra.record import SCHEMA, Record, write_json, write_text
 
-FOLDER = "efficiency"
-"""Where records of this kind lie below the results folder."""
+FILE, FOLDER = "efficiency.csv", "efficiency"
+"""The table, and where its records lie, below the results folder."""
 
 KEY = ("attention", "length", "heads", "head_dim", "dtype", "masked", "device")
 """What a row is."""
@@ -73,7 +73,7 @@ def refresh(results_dir: str | Path) -> tuple[pd.DataFrame, list[str]]:
     with FileLock(results_dir / ".tables.lock"):
         records, problems = read(results_dir)
         frame = table(records)
-        write_text(results_dir / "efficiency.csv", to_csv(frame))
+        write_text(results_dir / FILE, to_csv(frame))
     return frame, problems
 
 
@@ -124,14 +124,16 @@ def distrust(record: Record) -> str:
     """Why no ratio of this record is to be had, or an empty string."""
     for length, anchor in (record.get("anchors") or {}).items():
         if not baseline.sane(anchor["measured_ms"], anchor["known_ms"]):
-            return (
-                f"softmax at N={length} took {anchor['measured_ms']:.3g} ms, known {anchor['known_ms']:.3g}: no ratios"
-            )
+            return _slow(f"softmax at N={length}", anchor["measured_ms"], anchor["known_ms"])
     row = record["row"]
     known, measured = baseline.anchor_of(row), (row.get("baseline") or {}).get("fwd_bwd_ms")
     if known and measured and not baseline.sane(measured, known):
-        return f"softmax took {measured:.3g} ms, known {known:.3g}: no ratios"
+        return _slow("softmax", measured, known)
     return ""
+
+
+def _slow(what: str, measured: float, known: float) -> str:
+    return f"{what} took {measured:.3g} ms, known {known:.3g}: no ratios"
 
 
 def as_text(settings: Mapping[str, Any]) -> str:

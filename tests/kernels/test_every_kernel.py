@@ -1,7 +1,4 @@
-"""What every attention with Triton kernels promises on a GPU: having kernels is what tests it here.
-
-make test-gpu                                    # these, and all others that need a GPU
-"""
+"""What every attention with Triton kernels promises on a GPU: having kernels is what tests it here."""
 
 import copy
 from functools import cache

@@ -7,7 +7,7 @@ THREADS := OMP_NUM_THREADS=1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint clean
+.PHONY: help setup run test test-all test-gpu lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,8 +27,24 @@ run: $(INSTALLED)  ## train AdaMRA on ListOps at the demo budget, from nothing t
 test: $(INSTALLED)  ## the tests, without the slow ones
 	$(THREADS) $(BIN)/pytest -n auto -m 'not slow'
 
-test-all: $(INSTALLED)  ## all tests that this machine can run
-	$(THREADS) $(BIN)/pytest -n auto
+test-all: test  ## those, then the slow ones: minutes; nothing runs twice in one call of make
+	$(THREADS) $(BIN)/pytest -n auto -m slow
+
+# The tests that need a GPU, and their output in a file. `make test-gpu PYTHON=python3` installs nothing and takes that
+# Python as it is, for machines where everything is there already.
+ifeq ($(origin PYTHON),command line)
+GPU_PYTHON := $(PYTHON)
+else
+GPU_PYTHON := $(BIN)/python
+test-gpu: $(INSTALLED)
+endif
+GPU_OUTPUT ?= results/test-gpu.txt
+
+test-gpu: SHELL := /bin/bash
+test-gpu: .SHELLFLAGS := -o pipefail -c
+test-gpu:  ## the tests that need a GPU; output in results/test-gpu.txt
+	@mkdir -p $(dir $(GPU_OUTPUT))
+	$(GPU_PYTHON) -m pytest -m gpu --durations=10 2>&1 | tee $(GPU_OUTPUT)
 
 lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lra import report
+from lra.efficiency import table
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
@@ -19,4 +20,6 @@ def test_the_committed_tables_are_rebuilt_byte_for_byte(results_dir: Path, tmp_p
     for path in copy.glob("*.csv"):
         path.unlink()
     assert not report.refresh(copy).problems
+    if (copy / table.FOLDER).is_dir():
+        assert not table.refresh(copy)[1]
     assert {path.name: path.read_bytes() for path in copy.glob("*.csv")} == committed

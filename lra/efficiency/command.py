@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 import attention
-from lra.efficiency import picture, table
+from lra.efficiency import picture, table, timing
 from lra.efficiency.cases import BASELINE, LENGTHS, TOKENS, cases
 from lra.efficiency.compilation import compile_ahead
 from lra.efficiency.measure import Run
@@ -29,23 +29,34 @@ MASKS = {"none": False, "padding": True}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; 0 done, 1 where a row failed its check or broke, 2 a mistake in the command."""
+    """Run the command; 0 done, 1 where a row failed its check or broke, 2 a mistake in the command, 130 interrupted.
+
+    Every row is on disk before the next one begins; table and curves are made of what there is, also after an end
+    before time.
+    """
     request = parse(arguments)
     device = torch.device(request.device)
     groups = list(cases(request.only, request.lengths, request.shapes, request.masks, request.tokens))
-    count = sum(map(len, groups))
-    run, failed, started = Run(device), 0, time.monotonic()
+    run, code, started = Run(device), 0, time.monotonic()
     if workers := compile_ahead(groups, device):
         print(f"compiled with {workers} processes in {time.monotonic() - started:.0f} s", flush=True)
     run.start()
-    print(f"{run.device_name}, a copy moves {run.bandwidth:,.0f} GB/s; {count} rows", flush=True)
-    for record in (record for group in groups for record in run.group(group)):
-        table.store(request.results_dir, record)
-        count -= 1
-        failed |= record["status"] in ("wrong", "error")
-        print(f"{line(record)}   {time.monotonic() - started:.0f} s, {count} left", flush=True)
+    left = sum(map(len, groups))
+    print(f"{run.device_name}, a copy moves {run.bandwidth:,.0f} GB/s; {left} rows", flush=True)
+    try:
+        for record in (record for group in groups for record in run.group(group)):
+            table.store(request.results_dir, record)
+            left -= 1
+            print(f"{line(record)}   {time.monotonic() - started:.0f} s, {left} left", flush=True)
+            if record["status"] in ("wrong", "error"):
+                code = 1
+                if not timing.alive(device):
+                    print(f"{run.device_name} is lost to this process; the {left} rows left are not measured")
+                    break
+    except KeyboardInterrupt:
+        code = 130
     finish(request.results_dir, run.device_name)
-    return int(failed)
+    return code
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lra.efficiency import table
+from lra.efficiency.cases import BASELINE
 from lra.figures import line, save, style
 
 PANELS = (
@@ -30,7 +31,7 @@ def draw(results_dir: str | Path, frame: pd.DataFrame) -> list[Path]:
 
 def _draw(path: Path, title: str, rows: Any) -> None:
     masks = sorted(set(rows["masked"]))
-    names = sorted(set(rows["attention"]))
+    names = sorted(set(rows["attention"]), key=lambda name: (name != BASELINE, name))
     slopes = table.slopes(rows).set_index(["attention", "masked"])
     with style():
         figure = Figure(figsize=(11, 3.9 * len(masks) + 0.4), layout="constrained")

@@ -79,13 +79,17 @@ def block(prepared: Prepared, repeats: int) -> float:
 
 def interleaved(*calls: Prepared) -> list[float]:
     """Median milliseconds of each call, from blocks of them in turn: what the card does meanwhile meets all alike."""
-    estimates = [block(call, 1) for call in calls]
-    estimates = [min(once, block(call, 3) if once < BLOCK_MS else once) for once, call in zip(estimates, calls)]  # noqa: B905
+    estimates = [_estimate(call) for call in calls]
     repeats = [min(MOST_REPEATS, max(1, math.ceil(BLOCK_MS / max(once, 1e-6)))) for once in estimates]
     one_round = sum(once * count for once, count in zip(estimates, repeats, strict=True))
     rounds = ROUNDS if one_round < LONG_MS else FEW_ROUNDS
     samples = [[block(call, count) for call, count in zip(calls, repeats, strict=True)] for _ in range(rounds)]
     return [statistics.median(times) for times in zip(*samples, strict=True)]
+
+
+def _estimate(call: Prepared) -> float:
+    once = block(call, 1)
+    return once if once >= BLOCK_MS else min(once, block(call, 3))
 
 
 def peak_memory(call: Call, device: torch.device) -> float | None:
@@ -112,6 +116,16 @@ def copy_bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     (ms,) = interleaved(prepare(lambda: [target.copy_(source)], device))
     return 2 * count / ms / 1e6
+
+
+def alive(device: torch.device) -> bool:
+    """Whether the device still answers: after an illegal access, for one, it does not, until the process ends."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def agree(how: Sequence[str]) -> str:

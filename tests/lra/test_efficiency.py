@@ -242,7 +242,7 @@ def test_tables_and_pictures_are_the_same_bytes_whatever_the_order(tmp_path: Pat
             table.store(folder, record)
         table.store(folder, records[0])  # a row measured again replaces itself
         monkeypatch.setattr(sys, "argv", ["report.py", str(folder)])
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             runpy.run_path(str(ROOT / "scripts" / "report.py"), run_name="__main__")
         paths = [folder / "efficiency.csv", *sorted(folder.rglob("efficiency-h2-d32-bfloat16.*"))]
         made.append([path.read_bytes() for path in paths])
@@ -300,9 +300,19 @@ def test_a_killed_run_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
             yield record
 
     monkeypatch.setattr(Run, "group", killed)
-    with pytest.raises(KeyboardInterrupt):
-        main([*TINY, "--only", "lln,none", "--lengths", "32", "--results-dir", str(tmp_path)])
-    assert len(table.refresh(tmp_path)[0]) == 1
+    assert main([*TINY, "--only", "lln,none", "--lengths", "32", "--results-dir", str(tmp_path)]) == 130
+    assert len(pd.read_csv(tmp_path / "efficiency.csv")) == 1
+
+
+def test_a_lost_device_ends_the_run_and_spoils_no_other_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(type(build("linear")), "attend", broken)
+    monkeypatch.setattr(timing, "alive", lambda device: False)
+    assert main([*TINY, "--only", "softmax,linear,lln", "--lengths", "32", "--results-dir", str(tmp_path)]) == 1
+    rows = pd.read_csv(tmp_path / "efficiency.csv")
+    assert dict(zip(rows["attention"], rows["status"], strict=True)) == {"softmax": "ok", "linear": "error"}
 
 
 @pytest.mark.parametrize(

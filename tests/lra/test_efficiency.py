@@ -113,6 +113,44 @@ def test_a_wrong_module_fails(factor: float, rows: slice):
     assert not outcome.passed
 
 
+class WrongGradient(torch.autograd.Function):
+    """x, whose gradient is 5 % too large."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return 1.05 * gradient
+
+
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+def test_a_wrong_gradient_fails(which: str):
+    class Module(Off):
+        def attend(self, q, k, v, key_mask):
+            inputs = {"q": q, "k": k, "v": v}
+            inputs[which] = WrongGradient.apply(inputs[which])
+            return super().attend(*inputs.values(), key_mask)
+
+    outcome = check(Module(1.0), Off(1.0), case("softmax", 200), CPU)
+    assert not outcome.passed
+    assert outcome.where == f"gradient of {which}"
+
+
+def test_a_wrong_state_fails():
+    class Module(type(build("routing"))):
+        def _update(self, counts, sums):
+            super()._update(2 * counts, sums)
+
+    sizes = dict(num_heads=2, head_dim=32, max_length=200)
+    exact = attention.build("routing", **sizes, decay=0.5)
+    outcome = check(Module(**sizes, decay=0.5), exact, case("routing", 200), CPU)
+    assert not outcome.passed
+    same = check(*(attention.build("routing", **sizes, decay=0.5) for _ in range(2)), case("routing", 200), CPU)
+    assert same.passed
+
+
 # Timing
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lra.errors import UserError
-from lra.tasks import cache
-from lra.tasks.arrays import SPLITS, Advance, Recipe, Split
+from lra.tasks.arrays import Advance, Recipe, Split
 from lra.tasks.base import Task
+from lra.tasks.checks import check_choice, check_integer, checked_sizes
 from lra.tasks.listops import release
 from lra.tasks.listops.vocabulary import CLOSE, TOKENS
 from lra.tasks.registry import register
+from lra.tasks.sources import Source, choose
 
 GENERATOR_VERSION = 1
 """Raise it with every change of the generator that changes the data."""
@@ -46,28 +46,22 @@ class ListOps(Task):
         validation_size: int = 2_000,
         test_size: int = 2_000,
     ):
-        _check_choice("source", source, SOURCES)
-        _check_choice("brackets", brackets, BRACKETS)
-        sizes = {"train_size": train_size, "validation_size": validation_size, "test_size": test_size}
-        _check_integer("seed", seed, low=0)
-        for option, value in {"max_length": max_length, **sizes}.items():
-            _check_integer(option, value, low=1)
+        check_choice("source", source, SOURCES)
+        check_choice("brackets", brackets, BRACKETS)
+        check_integer("seed", seed, low=0)
+        check_integer("max_length", max_length, low=1)
         self.source, self.seed, self.max_length, self.brackets = source, seed, max_length, brackets
-        self.sizes = dict(zip(SPLITS, sizes.values(), strict=True))
+        self.sizes = checked_sizes(train_size, validation_size, test_size)
 
     def recipe(self, root: Path) -> Recipe:
         files = release.files(root)
-        read = self._release(files)
-        prepared = cache.location(root, self.name, read).exists()  # the TSV files may be gone by now
-        if self.source == "generate" or (self.source == "auto" and not files and not prepared):
-            return self._generate()
-        if not files and not prepared:
-            raise UserError(
-                f"task.source=release: none of {', '.join(release.FILES.values())} is in {root}/{release.FOLDERS[1]}; "
-                "they are part of the archive lra_release.gz of google-research/long-range-arena; "
-                "task.source=generate makes expressions of the same distribution instead"
-            )
-        return read
+        missing = (
+            f"none of {', '.join(release.FILES.values())} is in {root}/{release.FOLDERS[1]}; "
+            "they are part of the archive lra_release.gz of google-research/long-range-arena; "
+            "task.source=generate makes expressions of the same distribution instead"
+        )
+        sources = {"release": Source(self._release(files), bool(files), missing), "generate": Source(self._generate())}
+        return choose(root, self.name, self.source, sources)
 
     def _generate(self) -> Recipe:
         return Recipe(
@@ -115,13 +109,3 @@ class ListOps(Task):
         tokens = tokens[: self.max_length]
         split.tokens[row, : len(tokens)] = tokens
         split.labels[row] = label
-
-
-def _check_choice(option: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"task.{option}={value} is not one of {', '.join(allowed)}")
-
-
-def _check_integer(option: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:
-        raise UserError(f"task.{option}={value!r} must be an integer of at least {low}")

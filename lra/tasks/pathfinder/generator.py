@@ -1,0 +1,329 @@
+"""Random Pathfinder images: compiled, parallel, the same for any number of workers and on every machine.
+
+Two contours of paddles wander from near the middle of the image, among shorter distractors. Two markers lie on tips:
+on both tips of one contour (label 1), or on one tip of each (label 0). Written from the description of the benchmark's
+generator (Linsley et al. 2018; Tay et al. 2020):
+
+contour    paddle after paddle, from a pivot behind each: the next pivot lies L + 2m ahead of the last; the paddle ends
+           on a pixel of the circle of radius L + m around it, chosen with probability ∝ cos²(c·turn) · (1 − halo),
+           and is kept if no pixel of its zone is then occupied by more than LIMIT (three choices)
+pair       the contours grow in turn; if one cannot go on, both start anew
+distractors, markers, and a stretch of the grey values to 0 … 255 follow; what then is darker than BLACK becomes 0,
+           so that as many pixels are 0 (two thirds) as in the published images, where 0 stands for padding.
+
+Each contour sees all paddles but its own last one, which its next paddle must touch. (In the published generator the
+last paddle of the *other* contour is not seen either, so that tips can cross and a label be ambiguous.)
+
+Only +, −, ×, /, √ and comparisons act on floats here, all of them exact in IEEE arithmetic on any machine; angles come
+from tables (`stamps`). Random words come from `lra.counter_rng`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from lra.counter_rng import below, draw, stream
+from lra.tasks.pathfinder.stamps import INK, LIMIT, SCALE, TURN_SAMPLES, ZONE, Stamps, stamps
+from lra.tasks.pathfinder.style import STYLES
+
+TRIES = 3
+"""Choices of an end of a paddle before its contour is at a dead end."""
+
+ATTEMPTS = 5
+"""Starts of a distractor; what the last of them reaches is kept, however short."""
+
+BEHIND = -0.3
+"""Cosine below which no pixel next to a point of the circle lies ahead, for a radius of 3 or more."""
+
+GUESSES = 64
+
+BLACK = 3
+
+DEAD_END = 1e-4
+"""Total weight of all ends of a paddle below which a contour is at a dead end."""
+
+_LOW_BITS, _UNIT = np.uint64(11), 2.0**-53
+
+_WINDOW, _MARGIN, _LENGTH, _DISTANCE, _BORDER = range(5)  # places in `sizes`
+
+
+class Drawing(NamedTuple):
+    """One image and the truth about it.
+
+    image     (window, window) uint8
+    label     1: both markers lie on the same contour
+    owner     (window, window) uint8: 0 empty, 1 or 2 that contour's ink, 3 a distractor's, where it is the brightest
+    tips      (2, 2, 2): of each contour the first and the last tip, (y, x)
+    marked    (2, 2): contour and tip of the two markers
+    paddles   (2, length, 3): of each contour the stamps and their anchors (y, x), in the order of growth
+    margin    of this image, which chooses the stamps
+    """
+
+    image: np.ndarray
+    label: int
+    owner: np.ndarray
+    tips: np.ndarray
+    marked: np.ndarray
+    paddles: np.ndarray
+    margin: int
+
+
+def draw_image(window: int, contour_length: int, seed: int, index: int) -> Drawing:
+    """Image number `index` of the stream `seed`: a pure function of the four."""
+    style, key = STYLES[window], stream(np.uint64(seed), np.uint64(index))
+    margin = style.margins[int(below(draw(key, np.uint64(0)), np.uint64(len(style.margins))))]
+    label = int(below(draw(key, np.uint64(1)), np.uint64(2)))
+    first = int(below(draw(key, np.uint64(2)), np.uint64(2)))
+    random = np.array([key, 3], np.uint64)
+    kit = stamps(window, margin)
+    tools = kit.lookup, kit.paddles, kit.boxes, kit.arc, kit.compass, kit.turn
+    sizes = np.array([window, margin, style.paddle_length, style.seed_distance, len(kit.marker) // 2], np.int64)
+    seen = np.stack([kit.empty, kit.empty])  # by each contour: zones, halos
+    chains, tips = np.empty((2, contour_length, 3), np.int64), np.empty((2, 2, 2), np.int64)
+    _grow_pair(random, *tools, sizes, kit.empty, seen, chains, tips)
+    np.maximum(seen[0], seen[1], out=seen[0])
+    number, length = style.distractors(contour_length)
+    distractors = []
+    for _ in range(number):
+        chain = np.empty((length, 3), np.int64)
+        distractors.append(chain[: _grow_distractor(random, *tools, sizes, seen, chain)])
+    marked = np.array([[first, 0], [first if label else 1 - first, 1]])
+    layers = [(chains[0], style.paddle_contrast), (chains[1], style.paddle_contrast), (np.concatenate(distractors), 1)]
+    image, owner = _compose(
+        window, kit, [(chain, style.contrast * contrast) for chain, contrast in layers], tips[tuple(marked.T)]
+    )
+    return Drawing(image, label, owner, tips, marked, chains, margin)
+
+
+def _compose(
+    window: int, kit: Stamps, layers: list[tuple[np.ndarray, float]], marked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The brightest ink of each pixel, stretched; and the layer it is of. A layer: its paddles and their contrast."""
+    ink = np.zeros((len(layers) + 1, *kit.empty.shape[1:]))
+    for number, (chain, contrast) in enumerate(layers):
+        for paddle, y, x in chain.tolist():
+            _lay(contrast * kit.paddles[paddle, INK], y, x, ink[number])
+    for y, x in marked.tolist():
+        _lay(kit.marker, y, x, ink[-1])
+    border = len(kit.marker) // 2
+    ink = ink[:, border : border + window, border : border + window]
+    image = np.floor(255 * (ink.max(0) / ink.max()) + 0.5).astype(np.uint8)
+    owner = np.where(ink[:-1].any(0), 1 + ink[:-1].argmax(0), 0).astype(np.uint8)
+    return np.where(image < BLACK, 0, image).astype(np.uint8), owner
+
+
+def _lay(stamp: np.ndarray, y: int, x: int, picture: np.ndarray) -> None:
+    """picture = max(picture, stamp with its anchor at (y, x)); pictures have a border of half a stamp."""
+    place = picture[y : y + len(stamp), x : x + len(stamp)]
+    np.maximum(place, stamp, out=place)
+
+
+# Compiled: contours. Arguments: `random` holds key and counter; lookup … turn are those of `Stamps`; `seen` is what a
+# contour sees, zones and halos; a `chain` holds paddles, each (stamp, y, x) of its anchor; a `state` is the pivot
+# (y, x) and the direction (y, x) of the last paddle.
+
+
+@njit(nogil=True)
+def _grow_pair(random, lookup, paddles, boxes, arc, compass, turn, sizes, empty, seen, chains, tips):
+    """Both contours, in turn, begun anew at every dead end; fills chains and tips."""
+    distance, room, state = sizes[_DISTANCE], sizes[_WINDOW] - 4 * sizes[_DISTANCE], np.empty((2, 4))
+    grown, length = 0, chains.shape[1]
+    while grown < 2 * length:
+        for paddle in range(grown):
+            for contour in range(2):
+                _clear(boxes, chains[paddle % 2, paddle // 2], empty, seen[contour])
+        for contour in range(2):
+            way = compass[_below(random, 360)]
+            if contour == 0:
+                y, x = 2 * distance + _below(random, room), 2 * distance + _below(random, room)
+            else:
+                bearing = compass[_below(random, 360)]
+                y, x = tips[0, 0, 0] + _nearest(distance * bearing[0]), tips[0, 0, 1] + _nearest(distance * bearing[1])
+            tips[contour, 0, 0], tips[contour, 0, 1] = y, x
+            _start(lookup, sizes, way, y, x, state[contour], chains[contour, 0])
+            _occupy(paddles, boxes, chains[contour, 0], seen[1 - contour])
+        grown = 2
+        while grown < 2 * length:
+            step, contour = grown // 2, grown % 2
+            last, paddle = chains[contour, step - 1], chains[contour, step]
+            if not _extend(
+                random, lookup, paddles, boxes, arc, turn, sizes, seen[contour], state[contour], last, paddle
+            ):
+                break
+            _occupy(paddles, boxes, paddle, seen[1 - contour])
+            grown += 1
+    for contour in range(2):
+        tips[contour, 1, 0], tips[contour, 1, 1] = chains[contour, length - 1, 1], chains[contour, length - 1, 2]
+
+
+@njit(nogil=True)
+def _grow_distractor(random, lookup, paddles, boxes, arc, compass, turn, sizes, seen, chain):
+    """A contour that starts anywhere free among what is in seen[0]; the number of its paddles, 0 for no room."""
+    state, grown = np.empty(4), 0
+    for _ in range(ATTEMPTS):
+        _copy(seen[0], seen[1])
+        way = compass[_below(random, 360)]
+        stamp = _stamp(lookup, sizes, way[0], way[1])
+        y, x = _free_place(random, paddles[stamp, ZONE], boxes[stamp, 1], sizes, seen[0, 0])
+        grown = 0
+        if y < 0:
+            continue
+        _start(lookup, sizes, way, y, x, state, chain[0])
+        grown = 1
+        while grown < len(chain) and _extend(
+            random, lookup, paddles, boxes, arc, turn, sizes, seen[1], state, chain[grown - 1], chain[grown]
+        ):
+            grown += 1
+        if grown == len(chain):
+            break
+    if grown:
+        _occupy(paddles, boxes, chain[grown - 1], seen[1])
+        _copy(seen[1], seen[0])
+    return grown
+
+
+@njit(nogil=True)
+def _free_place(random, zone, box, sizes, occupied):
+    """A pixel, uniform among those where a paddle of this zone meets nothing; (−1, −1) if there is none."""
+    window = sizes[_WINDOW]
+    for _ in range(GUESSES):  # most often one is soon found without looking at all pixels
+        place = _below(random, window * window)
+        if _fits(zone, box, place // window, place % window, occupied, 0.0):
+            return place // window, place % window
+    places, found = np.empty(window * window, np.int64), 0
+    for y in range(window):
+        for x in range(window):
+            if _fits(zone, box, y, x, occupied, 0.0):
+                places[found] = y * window + x
+                found += 1
+    if found == 0:
+        return -1, -1
+    place = places[_below(random, found)]
+    return place // window, place % window
+
+
+@njit(nogil=True)
+def _start(lookup, sizes, way, y, x, state, paddle):
+    """The first paddle of a contour, its tail at (y, x)."""
+    state[0], state[1], state[2], state[3] = y - sizes[_MARGIN] * way[0], x - sizes[_MARGIN] * way[1], way[0], way[1]
+    paddle[0], paddle[1], paddle[2] = _stamp(lookup, sizes, way[0], way[1]), y, x
+
+
+@njit(nogil=True)
+def _extend(random, lookup, paddles, boxes, arc, turn, sizes, seen, state, last, paddle):
+    """Choose the paddle after `last`, which then is seen by its contour too; False at a dead end."""
+    window, border, radius = sizes[_WINDOW], sizes[_BORDER], sizes[_LENGTH] + sizes[_MARGIN]
+    pivot_y = state[0] + (radius + sizes[_MARGIN]) * state[2]
+    pivot_x = state[1] + (radius + sizes[_MARGIN]) * state[3]
+    ends, ways, weights = np.empty((len(arc), 2), np.int64), np.empty((len(arc), 2)), np.empty(len(arc))
+    found, total, y, x = 0, 0.0, np.int64(-1), np.int64(-1)
+    for place in range(len(arc)):
+        if arc[place, 0] * state[2] + arc[place, 1] * state[3] < BEHIND:
+            continue
+        before_y, before_x = y, x
+        y, x = _nearest(pivot_y + radius * arc[place, 0]), _nearest(pivot_x + radius * arc[place, 1])
+        if (y == before_y and x == before_x) or not (0 <= y < window and 0 <= x < window):
+            continue
+        way_y, way_x = y - pivot_y, x - pivot_x
+        norm = np.sqrt(way_y * way_y + way_x * way_x)
+        way_y, way_x = way_y / norm, way_x / norm
+        weight = _weight(turn, way_y * state[2] + way_x * state[3]) * (1.0 - seen[1, border + y, border + x])
+        if weight > 0.0:
+            ends[found, 0], ends[found, 1], ways[found, 0], ways[found, 1] = y, x, way_y, way_x
+            total += weight
+            weights[found] = total
+            found += 1
+    if total < DEAD_END:
+        return False
+    for _ in range(TRIES):
+        goal, chosen = total * _uniform(random), 0
+        while weights[chosen] <= goal and chosen < found - 1:
+            chosen += 1
+        stamp = _stamp(lookup, sizes, -ways[chosen, 0], -ways[chosen, 1])
+        if _fits(paddles[stamp, ZONE], boxes[stamp, 0], ends[chosen, 0], ends[chosen, 1], seen[0], LIMIT):
+            _occupy(paddles, boxes, last, seen)
+            state[0], state[1], state[2], state[3] = pivot_y, pivot_x, ways[chosen, 0], ways[chosen, 1]
+            paddle[0], paddle[1], paddle[2] = stamp, ends[chosen, 0], ends[chosen, 1]
+            return True
+    return False
+
+
+@njit(nogil=True)
+def _fits(zone, box, y, x, occupied, limit):
+    """Whether zone + occupied < limit everywhere; with limit 0, whether no pixel is in both."""
+    for row in range(box[0], box[1]):
+        for column in range(box[2], box[3]):
+            here, there = zone[row, column], occupied[y + row, x + column]
+            if (limit > 0.0 and here + there >= limit) or (limit == 0.0 and here > 0.0 and there > 0.0):
+                return False
+    return True
+
+
+@njit(nogil=True)
+def _occupy(paddles, boxes, paddle, seen):
+    """Make a paddle's zone and halo part of what a contour sees."""
+    box, y, x = boxes[paddle[0], 1], paddle[1], paddle[2]
+    for kind in range(2):
+        for row in range(box[0], box[1]):
+            source = paddles[paddle[0], ZONE + kind, row, box[2] : box[3]]
+            target = seen[kind, y + row, x + box[2] : x + box[3]]
+            for column in range(len(source)):
+                target[column] = max(target[column], source[column])
+
+
+@njit(nogil=True)
+def _clear(boxes, paddle, empty, seen):
+    """Undo `_occupy` of all paddles there."""
+    box, y, x = boxes[paddle[0], 1], paddle[1], paddle[2]
+    for kind in range(2):
+        for row in range(y + box[0], y + box[1]):
+            source, target = empty[kind, row, x + box[2] : x + box[3]], seen[kind, row, x + box[2] : x + box[3]]
+            for column in range(len(source)):
+                target[column] = source[column]
+
+
+@njit(nogil=True)
+def _copy(source, target):
+    for kind in range(2):
+        for row in range(source.shape[1]):
+            for column in range(source.shape[2]):
+                target[kind, row, column] = source[kind, row, column]
+
+
+@njit(nogil=True)
+def _weight(turn, cosine):
+    """Between the samples of the table, linearly."""
+    place = min(max((cosine + 1.0) * (0.5 * TURN_SAMPLES), 0.0), TURN_SAMPLES - 1e-9)
+    cell = np.int64(place)
+    return turn[cell] + (place - cell) * (turn[cell + 1] - turn[cell])
+
+
+@njit(nogil=True)
+def _stamp(lookup, sizes, sine, cosine):
+    """The paddle from an anchor in this direction."""
+    middle, length = len(lookup) // 2, SCALE * sizes[_LENGTH]
+    return lookup[middle + _nearest(length * sine), middle + _nearest(length * cosine)]
+
+
+@njit(nogil=True)
+def _nearest(value):
+    return np.int64(np.floor(value + 0.5))
+
+
+@njit(nogil=True)
+def _below(random, bound):
+    return np.int64(below(_word(random), np.uint64(bound)))
+
+
+@njit(nogil=True)
+def _uniform(random):
+    """0 ≤ u < 1, a multiple of 2⁻⁵³."""
+    return np.float64(_word(random) >> _LOW_BITS) * _UNIT
+
+
+@njit(nogil=True)
+def _word(random):
+    word = draw(random[0], random[1])
+    random[1] += np.uint64(1)
+    return word

@@ -1,0 +1,139 @@
+"""Pathfinder: do the two markers lie on the same dashed contour?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lra.tasks import pixels
+from lra.tasks.arrays import SPLITS, Advance, Recipe, Split
+from lra.tasks.base import Task
+from lra.tasks.checks import at_most, check_choice, check_integer, checked_sizes
+from lra.tasks.parallel import in_order
+from lra.tasks.pathfinder import release
+from lra.tasks.pathfinder.style import CONTOUR_LENGTHS, STYLES
+from lra.tasks.registry import register
+from lra.tasks.sources import Source, choose
+
+GENERATOR_VERSION = 1
+"""Raise it with every change of the generator that changes the data."""
+
+READER_VERSION = 1
+
+SOURCES = ("auto", "generate", "release")
+
+CHUNK = 64
+"""Images that a worker draws at a time."""
+
+SPLIT_BITS = 40
+"""Image r of split s is number s·2⁴⁰ + r of the stream, so that smaller splits are the first part of larger ones."""
+
+
+@register("pathfinder", pathx={"resolution": 128})
+class Pathfinder(Task):
+    """Two classes, square images; 160,000 / 20,000 / 20,000, labels even.
+
+    source                "generate" | "release" (the official folders) | "auto" (release if present, else generate)
+    seed                  of the generated images; not the seed of the training
+    resolution            32 (Pathfinder) | 128 (Path-X)
+    contour_length        14 (hard, the benchmark's) | 9 | 6
+    black                 "padding" | "pixel": what the value 0 is, see `lra.tasks.pixels`
+    train_size, …         images of each split, at most
+    """
+
+    num_classes = 2
+
+    def __init__(
+        self,
+        source: str = "auto",
+        seed: int = 0,
+        resolution: int = 32,
+        contour_length: int = 14,
+        black: str = "padding",
+        train_size: int = 160_000,
+        validation_size: int = 20_000,
+        test_size: int = 20_000,
+    ):
+        check_choice("source", source, SOURCES)
+        check_choice("resolution", resolution, tuple(STYLES))
+        check_choice("contour_length", contour_length, CONTOUR_LENGTHS)
+        check_choice("black", black, pixels.BLACK)
+        check_integer("seed", seed, low=0)
+        self.source, self.seed, self.black = source, seed, black
+        self.resolution, self.contour_length = resolution, contour_length
+        self.sizes = checked_sizes(train_size, validation_size, test_size)
+        self.vocab_size, self.max_length = pixels.vocab_size(black), resolution**2
+        self.grid = (resolution, resolution)
+
+    def recipe(self, root: Path) -> Recipe:
+        folder = release.folder(root, self.resolution, self.contour_length)
+        missing = (
+            f"{folder} is missing; it is part of the archive lra_release.gz of google-research/long-range-arena; "
+            "task.source=generate draws images of the same kind instead"
+        )
+        sources = {
+            "release": Source(self._release(folder), folder.exists(), missing),
+            "generate": Source(self._generate()),
+        }
+        return choose(root, self.name, self.source, sources)
+
+    def _parameters(self, version: int) -> dict:
+        kept = {"resolution": self.resolution, "contour_length": self.contour_length, "black": self.black}
+        return {"version": version, **kept, "sizes": self.sizes}
+
+    def _generate(self) -> Recipe:
+        return Recipe(
+            source="generate",
+            parameters={**self._parameters(GENERATOR_VERSION), "seed": self.seed},
+            shapes=lambda: {split: (size, self.max_length) for split, size in self.sizes.items()},
+            fill=self._fill_generated,
+            dtype=pixels.dtype(self.black),
+            remake=True,
+        )
+
+    def _release(self, folder: Path) -> Recipe:
+        splits: dict[str, list[release.Listed]] = {}
+
+        def shapes() -> dict[str, tuple[int, ...]]:
+            splits.update(release.split(release.listed(folder)))
+            sizes = at_most(self.sizes, {name: len(images) for name, images in splits.items()})
+            return {name: (size, self.max_length) for name, size in sizes.items()}
+
+        def fill(arrays: dict[str, Split], advance: Advance) -> None:
+            for name, split in arrays.items():
+                images = splits[name][: len(split.labels)]
+                for row, (image, label) in enumerate(release.read(images, self.resolution)):
+                    split.tokens[row] = pixels.tokens(image[None], self.black)
+                    split.labels[row] = label
+                    advance(1)
+
+        return Recipe(
+            source="release",
+            parameters=self._parameters(READER_VERSION),
+            shapes=shapes,
+            fill=fill,
+            dtype=pixels.dtype(self.black),
+            inputs=release.metadata(folder) if folder.exists() else (),
+            notes={"split": f"80 / 10 / 10 per cent by torch's permutation for seed {release.SPLIT_SEED}"},
+        )
+
+    def _fill_generated(self, splits: dict[str, Split], advance: Advance) -> None:
+        for number, name in enumerate(SPLITS):
+            row, first = 0, number << SPLIT_BITS
+            for images, labels in self.draw(first, len(splits[name].labels)):
+                rows = slice(row, row + len(labels))
+                splits[name].tokens[rows] = pixels.tokens(images, self.black)
+                splits[name].labels[rows] = labels
+                row += len(labels)
+                advance(len(labels))
+
+    def draw(self, first: int, count: int, workers: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images first … first + count − 1 of the stream, (n, resolution, resolution) uint8, and labels, in chunks."""
+        from lra.tasks.pathfinder.generator import draw_image  # the compiler takes a second to import
+
+        def chunk(start: int) -> tuple[np.ndarray, np.ndarray]:
+            numbers = range(start, min(start + CHUNK, first + count))
+            drawn = [draw_image(self.resolution, self.contour_length, self.seed, number) for number in numbers]
+            return np.stack([one.image for one in drawn]), np.array([one.label for one in drawn], np.uint8)
+
+        return in_order(chunk, range(first, first + count, CHUNK), workers)

@@ -106,6 +106,7 @@ class TrainerConfig:
     precision: str = "auto"
     compile: Any = "auto"
     steps_per_call: Any = "auto"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         _one_of("trainer.", self, compile=("auto", True, False))
@@ -151,6 +152,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _require("", 0 <= self.seed < 2**31, "seed", self.seed, "it must be in [0, 2^31)")
+        parts, batch = self.trainer.accumulate, self.training.batch_size
+        divides = parts > 0 and batch % parts == 0
+        _require("trainer.", divides, "accumulate", parts, f"it must divide training.batch_size={batch}")
 
     @property
     def task_options(self) -> dict[str, Any]:

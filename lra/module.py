@@ -60,6 +60,7 @@ class CellModule(LightningModule):
         precision: str,
         compiled: bool,
         steps_per_call: int,
+        accumulate: int,
         selection: str,
     ):
         super().__init__()
@@ -72,7 +73,7 @@ class CellModule(LightningModule):
         self.train_seconds = self.train_seconds_before = 0.0  # of all processes of the cell, of those before this one
         self.timed_steps, self.timed_seconds = 0, 0.0
         self.compile_seconds = 0.0  # of this process, outside train_seconds
-        self._compiled, self._warm = compiled, False
+        self._compiled, self._accumulate, self._warm = compiled, accumulate, False
         self.on_step = lambda: None  # called after every training step; the progress bar hooks in here
 
     def setup(self, stage: str) -> None:
@@ -127,17 +128,22 @@ class CellModule(LightningModule):
         self.lr_schedulers().step()  # pyright: ignore[reportOptionalMemberAccess,reportAttributeAccessIssue,reportCallIssue]
 
     def _train(self) -> None:
-        """The device's part of a step: batch `_index` → gradients → weights; adds the cross entropy to `_loss`."""
+        """The device's part of a step: batch `_index` → gradients → weights; adds the cross entropy to `_loss`.
+
+        In micro-batches the gradient is the same, but for attentions whose statistics are those of the call (LLN,
+        AdaMRA) or move with it (Routing).
+        """
         # Lightning's wrapper around the optimiser would count steps in Python, which a replay does not pass through.
         optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
-        with self._autocast():
-            losses, auxiliary, _ = self._objective(self.model, *self._splits["train"].gather(self._index))
-        loss = losses.mean()
-        (loss + auxiliary).backward()
-        self.model.release()
+        for index in self._index.chunk(self._accumulate):
+            with self._autocast():
+                losses, auxiliary, _ = self._objective(self.model, *self._splits["train"].gather(index))
+            loss = losses.mean() / self._accumulate
+            (loss + auxiliary / self._accumulate).backward()
+            self._loss += loss.detach()
+            self.model.release()
         optimizer.step()  # pyright: ignore[reportAttributeAccessIssue,reportCallIssue]
-        self._loss += loss.detach()
 
     @contextmanager
     def _compiling(self, batch: Callable[[], None]) -> Iterator[None]:

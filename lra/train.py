@@ -187,6 +187,7 @@ class _Run:
             precision=self.precision,
             compiled=self.device.type == "cuda" if compiled == "auto" else compiled,
             steps_per_call=STEPS_PER_CALL[self.device.type] if calls == "auto" else calls,
+            accumulate=config.trainer.accumulate,
             selection=config.protocol.selection,
         )
 

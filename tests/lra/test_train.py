@@ -149,6 +149,18 @@ def test_a_last_interval_that_is_shorter_is_validated_too(stopped, data_root: Pa
     assert record["test"]["last"]["step"] == 6
 
 
+@pytest.mark.parametrize(("attention", "tolerance"), [("softmax", 1e-5), ("lln", 1e-2)])
+def test_a_step_in_micro_batches_learns_the_same(attention: str, tolerance: float, data_root: Path, tmp_path: Path):
+    """LLN's scales are those of a call, so its halves differ a little."""
+    arguments = (f"attention={attention}", f"data.root={data_root}", "model.dropout=0.0", "training.learning_rate=1e-2")
+    losses = []
+    for parts in (1, 2):
+        assert tiny(tmp_path / str(parts), *arguments, f"trainer.accumulate={parts}") == 0
+        losses.append([point["train_loss"] for point in only_record(tmp_path / str(parts))["curve"]])
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+    assert losses[0][-1] != pytest.approx(losses[0][0], rel=tolerance)
+
+
 def test_every_item_counts_once_though_the_last_batch_is_filled_up(data_root: Path, tmp_path: Path):
     """Twelve items in batches of eight, beside the same model on all twelve at once."""
     assert tiny(tmp_path, f"data.root={data_root}") == 0

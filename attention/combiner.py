@@ -4,7 +4,7 @@ from torch import Tensor
 
 from attention.base import Attention
 from attention.registry import register
-from kernels.combiner import check_options, combiner
+from kernels.combiner import IMPLEMENTATIONS, check_options, combiner, kernels_refuse
 
 
 @register("combiner", combiner_logsparse={"pattern": "logsparse"}, combiner_axial={"pattern": "axial"})
@@ -29,6 +29,8 @@ class CombinerAttention(Attention):
     The details, and what padding means, are in `kernels.combiner.reference`.
     """
 
+    implementations = IMPLEMENTATIONS
+
     def __init__(
         self,
         num_heads: int,
@@ -40,8 +42,13 @@ class CombinerAttention(Attention):
         segment_length: int = 64,
         include_own_span: bool = False,
     ):
-        super().__init__(num_heads, head_dim, max_length, causal, impl)
         check_options(pattern=pattern, segment_length=segment_length, include_own_span=include_own_span, causal=causal)
+        refusal = kernels_refuse(pattern, segment_length, causal)
+        if refusal is not None:
+            if impl == "triton":
+                raise ValueError(f"attention.impl=triton of combiner {refusal}; use attention.impl=reference")
+            self.implementations = ("reference",)
+        super().__init__(num_heads, head_dim, max_length, causal, impl)
         self.pattern, self.segment_length, self.include_own_span = pattern, segment_length, include_own_span
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:

@@ -3,14 +3,27 @@
 from torch import Tensor
 
 from kernels.combiner import reference
-from kernels.common.dispatch import check_impl
+from kernels.common.dispatch import choose_impl
 from kernels.common.inputs import check_positive
 from kernels.common.layout import heads_last
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("reference", "triton")
 PATTERNS = ("fixed", "logsparse", "axial", "axial_vertical", "axial_horizontal")
 REPEATABLE = ("fixed", "axial")
 """Patterns whose direct set is exactly one summarised region, so that `include_own_span` has a meaning."""
+
+
+LONGEST_SPAN = 128
+"""Longest span of the kernels: it lies in one tile."""
+
+
+def kernels_refuse(pattern: str, segment_length: int, causal: bool) -> str | None:
+    """Why the Triton kernels do not have this variant, or None."""
+    if pattern != "fixed":
+        return f"has pattern=fixed only, got {pattern}"
+    if segment_length > LONGEST_SPAN:
+        return f"takes segment_length <= {LONGEST_SPAN}, got {segment_length}"
+    return None
 
 
 def check_options(*, pattern: str, segment_length: int, include_own_span: bool, causal: bool) -> None:
@@ -55,7 +68,20 @@ def combiner(
     raises             ValueError for impossible options
     """
     check_options(pattern=pattern, segment_length=segment_length, include_own_span=include_own_span, causal=causal)
-    check_impl(impl, IMPLEMENTATIONS, "combiner")
+    refusal = kernels_refuse(pattern, segment_length, causal)
+    if choose_impl(impl, q, IMPLEMENTATIONS, "combiner", refusal) == "triton":
+        from kernels.combiner import ops  # Triton is needed only here
+
+        return ops.combiner(
+            q,
+            k,
+            v,
+            key_mask,
+            pattern=pattern,
+            segment_length=segment_length,
+            include_own_span=include_own_span,
+            causal=causal,
+        )
     out = reference.combiner(
         q,
         k,

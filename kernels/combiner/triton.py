@@ -1,0 +1,257 @@
+"""Combiner-Fixed in Triton, forward: one launch summarises the spans, one attends to own tokens and summaries.
+
+    k̂_r = max k_j,  q̂_r = max q_j,  h_r = Σ_j softmax_j(τ q̂_r·k_j) v_j   over the real tokens j of span r
+    out_i = Σ_j P_ij v_j + Σ_r P_ir h_r,   P = softmax(τ q_i·[k of the own span | k̂ of the others])
+
+forward   summaries 3 touches of one (B, H, N, D) tensor (q, k, v), attention 4 (q, k, v, out)
+backward  `triton_backward`: gradients of the summaries 3 (q, out, do), everything else 7 (q, k, v, do, dq, dk, dv)
+
+in all 17: at D = 32, with s own tokens and G = N / s summaries, 16 D (s + G) FLOP and 2 (s + G) exponentials a query
+stay below the time of those bytes until s + G is a few hundred. k̂ and h take 2 / s of a touch each and come from
+cache. A launch walks the sequence from the end where the one before it stopped, so that it finds the last tokens in
+cache. Logits are in units of log 2; visibility is a bias by column, which costs nothing beside the scaling.
+"""
+
+# Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportPossiblyUnboundVariable=false
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
+from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
+
+LOG2E = tl.constexpr(1.4426950408889634)
+MAX_BLOCK_G = 128
+"""Summaries of a tile; a longer sequence takes several."""
+
+
+class Config(NamedTuple):
+    """How a pass over spans is launched: spans of a program, warps, stages of the load pipeline."""
+
+    spans: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        return dict(num_warps=self.warps, num_stages=self.stages)
+
+
+SUMMARISE = {16: Config(1, 1, 1), 32: Config(1, 2, 1), 64: Config(1, 4, 1), 128: Config(1, 4, 1)}
+ATTEND = {16: Config(4, 4, 1), 32: Config(4, 4, 1), 64: Config(4, 4, 1), 128: Config(1, 8, 1)}
+"""By rows of a tile: the span, padded."""
+
+
+@triton.jit
+def visible(bias, region, own, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr):
+    """Bias of the summaries `region` for the queries of span `own`."""
+    if CAUSAL:
+        return tl.where(region < own, bias, NEVER)
+    elif INCLUDE_OWN:
+        return bias
+    else:
+        return tl.where(region != own, bias, NEVER)
+
+
+@triton.jit
+def load_summaries(
+    key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """k̂, h and bias of the summaries first … first + BLOCK_G of a head; what does not exist has the bias NEVER."""
+    region, offset_d = first + tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
+    inside = region < spans
+    position = region[:, None] * BLOCK_D + offset_d[None, :]
+    key = tl.load(key_ptr + position, mask=inside[:, None], other=0.0)
+    value = tl.load(value_ptr + position, mask=inside[:, None], other=0.0)
+    return key, value, tl.load(bias_ptr + region, mask=inside, other=NEVER).to(COMPUTE)
+
+
+@triton.jit
+def pool(x, real):
+    """Maximum over the real rows of x, zero where there are none; x is in the dtype of computation."""
+    highest = tl.max(tl.where(real[:, None], x, float("-inf")), axis=0)
+    return tl.where(highest == float("-inf"), 0.0, highest)
+
+
+@triton.jit
+def within_span(k, asking, real, SCALE: tl.constexpr):
+    """a_j = softmax_j(τ q̂·k_j) over the real rows of a span, zero elsewhere; SCALE = τ / log 2."""
+    logits = tl.where(real, tl.sum(k * asking[None, :], axis=1) * SCALE, NEVER)
+    weights = tl.where(real, tl.exp2(logits - tl.max(logits, axis=0)), 0.0)
+    return weights / tl.maximum(tl.sum(weights, axis=0), 1e-30)
+
+
+@triton.jit
+def summarise_kernel(
+    q_ptr, q_b, q_h, q_n,
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    mask_ptr, mask_b, mask_n,
+    key_ptr, value_ptr, bias_ptr,  # (B·H, G, D'), (B·H, G, D'), (B·H, G)
+    length, num_heads, spans,
+    SPAN: tl.constexpr, HAS_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """k̂, h and bias of one span of a head; the bias is zero, or NEVER where no token is real."""
+    b, h, span = place(tl.program_id(0), num_heads, spans)
+    wide_h = h.to(tl.int64)
+    start, offset_n, offset_d = span * SPAN, tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
+    real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK) & (offset_n < SPAN)
+    q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+    weights = within_span(k, pool(q, real), real, HEAD_DIM**-0.5 * LOG2E)
+    row = ((b * num_heads + h) * spans + span) * BLOCK_D + offset_d
+    kind = key_ptr.dtype.element_ty
+    tl.store(key_ptr + row, pool(k, real).to(kind))
+    tl.store(value_ptr + row, tl.sum(weights[:, None] * v, axis=0).to(kind))
+    some = tl.max(real.to(tl.int32), axis=0)
+    tl.store(bias_ptr + (b * num_heads + h) * spans + span, tl.where(some > 0, 0.0, NEVER))
+
+
+@triton.jit
+def absorb(
+    peak, mass, out, logits, value, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One more tile of logits and values in a running softmax."""
+    higher = tl.maximum(peak, tl.max(logits, axis=1))
+    weights, share = tl.exp2(logits - higher[:, None]), tl.exp2(peak - higher)
+    out = product(weights, value, COMPUTE, OPERAND, PRECISION) + out * share[:, None]
+    return higher, mass * share + tl.sum(weights, axis=1), out
+
+
+@triton.jit
+def attend_kernel(
+    q_ptr, q_b, q_h, q_n,
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    mask_ptr, mask_b, mask_n,
+    key_ptr, value_ptr, bias_ptr,  # (B·H, G, D'), (B·H, G, D'), (B·H, G)
+    out_ptr, out_b, out_h, out_n,
+    norm_ptr,  # (B·H, N): log₂ of the normaliser
+    length, num_heads, spans, splits, chunk,
+    SPAN: tl.constexpr, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr, HAS_MASK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Output of `chunk` spans of a head. ONE_BLOCK: all summaries are in one tile, which all these spans share."""
+    b, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), num_heads, splits)
+    wide_h = h.to(tl.int64)
+    head = b * num_heads + h
+    q_ptr += b * q_b + wide_h * q_h
+    k_ptr += b * k_b + wide_h * k_h
+    v_ptr += b * v_b + wide_h * v_h
+    out_ptr += b * out_b + wide_h * out_h
+    mask_ptr += b * mask_b
+    norm_ptr += head * length
+    key_ptr += head * spans * BLOCK_D
+    value_ptr += head * spans * BLOCK_D
+    bias_ptr += head * spans
+    SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
+    offset_n, region = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_G)
+    if ONE_BLOCK:
+        key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, 0, spans, BLOCK_G, BLOCK_D, COMPUTE)
+    for span in range(part * chunk, tl.minimum((part + 1) * chunk, spans)):
+        start = span * SPAN
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & (offset_n < SPAN)
+        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        own = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * SCALE + tl.where(real, 0.0, NEVER)[None, :]
+        if CAUSAL:
+            own = tl.where(offset_n[None, :] <= offset_n[:, None], own, NEVER)
+        peak = tl.max(own, axis=1)
+        if ONE_BLOCK:
+            hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
+            others = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
+            peak = tl.maximum(peak, tl.max(others, axis=1))
+            weights, far = tl.exp2(own - peak[:, None]), tl.exp2(others - peak[:, None])
+            mass = tl.sum(weights, axis=1) + tl.sum(far, axis=1)
+            out = product(weights, v, COMPUTE, OPERAND, PRECISION)
+            out += product(far, value, COMPUTE, OPERAND, PRECISION)
+        else:
+            weights = tl.exp2(own - peak[:, None])
+            mass, out = tl.sum(weights, axis=1), product(weights, v, COMPUTE, OPERAND, PRECISION)
+            for first in range(0, span if CAUSAL else spans, BLOCK_G):
+                key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE)
+                hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
+                others = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
+                peak, mass, out = absorb(peak, mass, out, others, value, COMPUTE, OPERAND, PRECISION)
+        keep = (start + offset_n < length) & (offset_n < SPAN)
+        out = tl.where(real[:, None], out / mass[:, None], 0.0)
+        store_rows(out_ptr, out_n, start, offset_n, keep, out, HEAD_DIM, BLOCK_D)
+        # A padded query has a normaliser so large that the backward pass gives it no weight.
+        tl.store(norm_ptr + start + offset_n, tl.where(real, peak + tl.log2(mass), -NEVER), mask=keep)
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
+
+
+class Shape(NamedTuple):
+    """What the launches of a call share."""
+
+    batch: int
+    heads: int
+    length: int
+    dim: int
+    span: int
+
+    @property
+    def spans(self) -> int:
+        return triton.cdiv(self.length, self.span)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile: a span, padded to what a matrix product on the hardware takes."""
+        return max(16, triton.next_power_of_2(self.span))
+
+    @property
+    def summaries(self) -> int:
+        """Summaries of a tile."""
+        return min(MAX_BLOCK_G, max(16, triton.next_power_of_2(self.spans)))
+
+    def parts(self, config: Config) -> tuple[int, int]:
+        """Programs that share a head, and spans of each."""
+        return triton.cdiv(self.spans, config.spans), config.spans
+
+
+def constants(q: Tensor, shape: Shape, masked: bool, causal: bool, include_own: bool) -> dict:
+    """Compile-time constants of the kernels that see summaries."""
+    return dict(
+        SPAN=shape.span, CAUSAL=causal, INCLUDE_OWN=include_own, HAS_MASK=masked,
+        ONE_BLOCK=shape.spans <= shape.summaries, BLOCK_G=shape.summaries,
+        HEAD_DIM=shape.dim, BLOCK_S=shape.rows, BLOCK_D=block_dim(shape.dim), **arithmetic(q.dtype),
+    )  # fmt: skip
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, span: int, causal: bool, include_own: bool
+) -> tuple[Tensor, ...]:
+    """Output (B, H, N, D), laid out as (B, N, H, D), and what the backward pass reads: norm, k̂, h, bias."""
+    shape = Shape(*q.shape, span)
+    batch, heads, length, dim, _ = shape
+    spans, width, masked = shape.spans, block_dim(dim), key_mask is not None
+    key, value = (q.new_empty(batch * heads, spans, width) for _ in range(2))
+    bias = q.new_empty(batch * heads, spans, dtype=state_dtype(q.dtype))
+    inputs = (q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q))
+    summarise_kernel[(batch * heads * spans,)](
+        *inputs, key, value, bias, length, heads, spans,
+        SPAN=span, HAS_MASK=masked, HEAD_DIM=dim, BLOCK_S=shape.rows, BLOCK_D=width,
+        COMPUTE=arithmetic(q.dtype)["COMPUTE"], **SUMMARISE[shape.rows].options,
+    )  # fmt: skip
+    out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
+    norm = q.new_empty(batch * heads, length, dtype=state_dtype(q.dtype))
+    config = ATTEND[shape.rows]
+    splits, chunk = shape.parts(config)
+    attend_kernel[(batch * heads * splits,)](
+        *inputs, key, value, bias, out, *strides(out), norm, length, heads, spans, splits, chunk,
+        **constants(q, shape, masked, causal, include_own), **config.options,
+    )  # fmt: skip
+    return out, norm, key, value, bias

@@ -1,0 +1,240 @@
+"""Combiner-Fixed in Triton, backward: one launch over queries for the summaries, one over spans for everything else.
+
+With P from the stored normaliser, δ_i = do_i·out_i and dS = P (do·[v | h] − δ):
+
+    dh_r = Σ_i P_ir do_i,  dk̂_r = τ Σ_i dS_ir q_i                                      over all queries, in parts
+    dq_i = τ (Σ_j dS_ij k_j + Σ_r dS_ir k̂_r),  dk_j = τ Σ_i dS_ij q_i,  dv_j = Σ_i P_ij do_i   inside a span
+    ds_j = a_j (dh·v_j − Σ_l a_l dh·v_l),  dv_j += a_j dh,  dk_j += τ ds_j q̂,  dq̂ = τ Σ_j ds_j k_j   its summary
+
+and dq̂, dk̂ go to the rows that hold the maximum, in equal shares. Every element has one owner; parts of a sum over
+queries have slots of their own, which the span that reads them adds in fixed order.
+"""
+
+# Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportPossiblyUnboundVariable=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.combiner.triton import LOG2E, Config, Shape, constants, load_summaries, pool, visible, within_span
+from kernels.common import launch
+from kernels.common.launch import block_dim, mask_arguments, state_dtype, strides
+from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
+
+# By summaries of a tile: queries of a tile, warps and stages.
+SUMMARIES = {16: launch.Config(128, 4, 2), 32: launch.Config(64, 4, 2), 64: launch.Config(64, 4, 2),
+             128: launch.Config(64, 8, 2)}  # fmt: skip
+# By rows of a tile: the span, padded.
+SPANS = {16: Config(4, 4, 1), 32: Config(4, 4, 1), 64: Config(4, 4, 1), 128: Config(1, 8, 1)}
+
+
+@triton.jit
+def summaries_backward_kernel(
+    q_ptr, q_b, q_h, q_n,
+    out_ptr, out_b, out_h, out_n,
+    grad_ptr, grad_b, grad_h, grad_n,
+    mask_ptr, mask_b, mask_n,
+    key_ptr, value_ptr, bias_ptr,  # (B·H, G, D'), (B·H, G, D'), (B·H, G)
+    norm_ptr, delta_ptr,  # (B·H, N)
+    grad_key_ptr, grad_value_ptr,  # slots (B·H, splits, G, D')
+    length, num_heads, spans, splits, chunk,
+    SPAN: tl.constexpr, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr, HAS_MASK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk̂ and dh of a tile of summaries from one part of the queries, and δ of these queries.
+
+    Summaries are rows here, so that Pᵀ and dSᵀ enter their products as they are.
+    """
+    b, h, part = place(tl.program_id(0), num_heads, splits)
+    wide_h = h.to(tl.int64)
+    head = b * num_heads + h
+    q_ptr += b * q_b + wide_h * q_h
+    out_ptr += b * out_b + wide_h * out_h
+    grad_ptr += b * grad_b + wide_h * grad_h
+    mask_ptr += b * mask_b
+    first = tl.program_id(1) * BLOCK_G
+    offset_n, region = tl.arange(0, BLOCK_N), first + tl.arange(0, BLOCK_G)
+    at = head * spans
+    key, value, bias = load_summaries(
+        key_ptr + at * BLOCK_D, value_ptr + at * BLOCK_D, bias_ptr + at, first, spans, BLOCK_G, BLOCK_D, COMPUTE
+    )
+    grad_key, grad_value = tl.zeros((BLOCK_G, BLOCK_D), COMPUTE), tl.zeros((BLOCK_G, BLOCK_D), COMPUTE)
+    for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        keep = start + offset_n < length
+        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        out = load_rows(out_ptr, out_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        grad = load_rows(grad_ptr, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        norm = tl.load(norm_ptr + head * length + start + offset_n, mask=keep, other=-NEVER)
+        delta = tl.sum(grad.to(COMPUTE) * out.to(COMPUTE), axis=1)
+        if tl.program_id(1) == 0:
+            tl.store(delta_ptr + head * length + start + offset_n, delta, mask=keep)
+        span = (start + offset_n) // SPAN
+        logits = product(key, tl.trans(q), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
+        logits = logits + visible(bias[:, None], region[:, None], span[None, :], CAUSAL, INCLUDE_OWN)
+        weights = tl.exp2(logits - norm[None, :])
+        grad_value += product(weights, grad, COMPUTE, OPERAND, PRECISION)
+        reading = product(value, tl.trans(grad), COMPUTE, OPERAND, PRECISION)
+        grad_key += product(weights * (reading - delta[None, :]), q, COMPUTE, OPERAND, PRECISION)
+    slot = ((head * splits + part) * spans + region[:, None]) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    inside = (region < spans)[:, None]
+    tl.store(grad_key_ptr + slot, grad_key * (HEAD_DIM**-0.5), mask=inside)
+    tl.store(grad_value_ptr + slot, grad_value, mask=inside)
+
+
+@triton.jit
+def sum_slots(ptr, slots, stride, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Sum of `slots` rows that lie `stride` apart, (BLOCK_D,)."""
+    offset_p = tl.arange(0, BLOCK_P)
+    position = offset_p.to(tl.int64)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
+    return tl.sum(tl.load(ptr + position, mask=(offset_p < slots)[:, None], other=0.0), axis=0)
+
+
+@triton.jit
+def share_among_maxima(x, real, highest, grad, COMPUTE: tl.constexpr):
+    """Gradient of the rows of x from that of their maximum, in equal shares among ties."""
+    holds = tl.where(real[:, None] & (x == highest[None, :]), 1.0, 0.0).to(COMPUTE)
+    return holds * (grad / tl.maximum(tl.sum(holds, axis=0), 1.0))[None, :]
+
+
+@triton.jit
+def summaries_gradient(
+    q, grad, norm, delta, key, value, hidden,
+    SCALE: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient of q / τ from one tile of summaries."""
+    logits = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
+    weights = tl.exp2(logits - norm[:, None])
+    reading = product(grad, tl.trans(value), COMPUTE, OPERAND, PRECISION)
+    return product(weights * (reading - delta[:, None]), key, COMPUTE, OPERAND, PRECISION)
+
+
+@triton.jit
+def spans_backward_kernel(
+    q_ptr, q_b, q_h, q_n,
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    grad_ptr, grad_b, grad_h, grad_n,
+    mask_ptr, mask_b, mask_n,
+    key_ptr, value_ptr, bias_ptr,  # (B·H, G, D'), (B·H, G, D'), (B·H, G)
+    norm_ptr, delta_ptr,  # (B·H, N)
+    grad_key_ptr, grad_value_ptr,  # slots (B·H, slots, G, D')
+    grad_q_ptr, gq_b, gq_h, gq_n,
+    grad_k_ptr, gk_b, gk_h, gk_n,
+    grad_v_ptr, gv_b, gv_h, gv_n,
+    length, num_heads, spans, splits, chunk, slots,
+    SPAN: tl.constexpr, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr, HAS_MASK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq, dk and dv of `chunk` spans of a head, with what their own summaries pass on."""
+    b, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), num_heads, splits)
+    wide_h = h.to(tl.int64)
+    head = b * num_heads + h
+    q_ptr += b * q_b + wide_h * q_h
+    k_ptr += b * k_b + wide_h * k_h
+    v_ptr += b * v_b + wide_h * v_h
+    grad_ptr += b * grad_b + wide_h * grad_h
+    grad_q_ptr += b * gq_b + wide_h * gq_h
+    grad_k_ptr += b * gk_b + wide_h * gk_h
+    grad_v_ptr += b * gv_b + wide_h * gv_h
+    mask_ptr += b * mask_b
+    norm_ptr += head * length
+    delta_ptr += head * length
+    key_ptr += head * spans * BLOCK_D
+    value_ptr += head * spans * BLOCK_D
+    bias_ptr += head * spans
+    grad_key_ptr += head * slots * spans * BLOCK_D
+    grad_value_ptr += head * slots * spans * BLOCK_D
+    TAU: tl.constexpr = HEAD_DIM**-0.5
+    SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
+    offset_n, region = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_G)
+    if ONE_BLOCK:
+        key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, 0, spans, BLOCK_G, BLOCK_D, COMPUTE)
+    for span in range(part * chunk, tl.minimum((part + 1) * chunk, spans)):
+        start = span * SPAN
+        keep = (start + offset_n < length) & (offset_n < SPAN)
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & keep
+        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        grad = load_rows(grad_ptr, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        norm = tl.load(norm_ptr + start + offset_n, mask=keep, other=-NEVER)
+        delta = tl.load(delta_ptr + start + offset_n, mask=keep, other=0.0)
+
+        # Own tokens, keys as rows: the transposes of P and dS enter the products for dv and dk as they are.
+        logits = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION) * SCALE + tl.where(real, 0.0, NEVER)[:, None]
+        if CAUSAL:
+            logits = tl.where(offset_n[:, None] <= offset_n[None, :], logits, NEVER)
+        weights = tl.exp2(logits - norm[None, :])
+        grad_v = product(weights, grad, COMPUTE, OPERAND, PRECISION)
+        reading = product(v, tl.trans(grad), COMPUTE, OPERAND, PRECISION)
+        grad_logits = weights * (reading - delta[None, :])
+        grad_k = product(grad_logits, q, COMPUTE, OPERAND, PRECISION)
+        grad_q = product(tl.trans(grad_logits), k, COMPUTE, OPERAND, PRECISION)
+
+        if ONE_BLOCK:
+            hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
+            grad_q += summaries_gradient(q, grad, norm, delta, key, value, hidden, SCALE, COMPUTE, OPERAND, PRECISION)
+        else:
+            for first in range(0, span if CAUSAL else spans, BLOCK_G):
+                key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE)
+                hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
+                grad_q += summaries_gradient(
+                    q, grad, norm, delta, key, value, hidden, SCALE, COMPUTE, OPERAND, PRECISION
+                )
+
+        # The span's own summary.
+        grad_key = sum_slots(grad_key_ptr + span * BLOCK_D, slots, spans * BLOCK_D, BLOCK_P, BLOCK_D)
+        grad_value = sum_slots(grad_value_ptr + span * BLOCK_D, slots, spans * BLOCK_D, BLOCK_P, BLOCK_D)
+        q_wide, k_wide = q.to(COMPUTE), k.to(COMPUTE)
+        asking, highest = pool(q_wide, real), pool(k_wide, real)
+        share = within_span(k_wide, asking, real, SCALE)
+        grad_share = tl.sum(v.to(COMPUTE) * grad_value[None, :], axis=1)
+        grad_share = share * (grad_share - tl.sum(share * grad_share, axis=0)) * TAU
+        grad_asking = tl.sum(grad_share[:, None] * k_wide, axis=0)
+        grad_q = grad_q * TAU + share_among_maxima(q_wide, real, asking, grad_asking, COMPUTE)
+        grad_k = grad_k * TAU + share_among_maxima(k_wide, real, highest, grad_key, COMPUTE)
+        grad_k += grad_share[:, None] * asking[None, :]
+        grad_v += share[:, None] * grad_value[None, :]
+        store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)
+        store_rows(grad_k_ptr, gk_n, start, offset_n, keep, grad_k, HEAD_DIM, BLOCK_D)
+        store_rows(grad_v_ptr, gv_n, start, offset_n, keep, grad_v, HEAD_DIM, BLOCK_D)
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, norm: Tensor,
+    key: Tensor, value: Tensor, bias: Tensor, span: int, causal: bool, include_own: bool,
+) -> list[Tensor]:  # fmt: skip
+    """dq, dk, dv in the layout of q, k, v."""
+    shape = Shape(*q.shape, span)
+    batch, heads, length, dim, _ = shape
+    spans, width, flags = shape.spans, block_dim(dim), constants(q, shape, key_mask is not None, causal, include_own)
+    mask = mask_arguments(key_mask, q)
+    config = SUMMARIES[shape.summaries]
+    slots, chunk = launch.split(length, config.rows, batch * heads)
+    delta = torch.empty_like(norm)
+    grad_key, grad_value = (
+        torch.empty(batch * heads, slots, spans, width, dtype=state_dtype(q.dtype), device=q.device) for _ in range(2)
+    )
+    summaries_backward_kernel[(batch * heads * slots, triton.cdiv(spans, shape.summaries))](
+        q, *strides(q), out, *strides(out), grad, *strides(grad), *mask, key, value, bias, norm, delta,
+        grad_key, grad_value, length, heads, spans, slots, chunk,
+        BLOCK_N=config.rows, **{k: x for k, x in flags.items() if k != "BLOCK_S"}, **config.options,
+    )  # fmt: skip
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    config = SPANS[shape.rows]
+    splits, chunk = shape.parts(config)
+    spans_backward_kernel[(batch * heads * splits,)](
+        q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask, key, value, bias, norm, delta,
+        grad_key, grad_value, grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v),
+        length, heads, spans, splits, chunk, slots,
+        BLOCK_P=triton.next_power_of_2(slots), **flags, **config.options,
+    )  # fmt: skip
+    return [grad_q, grad_k, grad_v]

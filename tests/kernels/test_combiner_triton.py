@@ -1,0 +1,224 @@
+"""Combiner's kernels compute what the reference computes: interpreted without a GPU, native with one."""
+
+import pytest
+import torch
+from guards import guarded, guarded_allocations
+from inputs import padding, qkv
+from sm90 import SHARED_MEMORY, compile_in_own_process
+from tolerance import assert_as_good_as, assert_exact
+from torch import Tensor
+
+import attention
+from kernels.combiner import combiner
+
+NATIVE = torch.cuda.is_available()
+HEADS = 2
+OWN = {"include_own_span": True}
+CAUSAL = {"causal": True}
+# Length, mask, head dimension, segment, further options: spans of every raggedness, every kind of mask.
+FIXED = [
+    (1, None, 8, 64, {}),
+    (33, "one", 16, 8, {}),
+    (100, "scattered", 24, 20, {}),
+    (70, "suffix", 8, 16, OWN),
+    (70, "empty", 8, 16, CAUSAL),
+    pytest.param(130, None, 32, 64, {}, marks=pytest.mark.slow),
+    pytest.param(200, "scattered", 64, 100, CAUSAL, marks=pytest.mark.slow),
+    pytest.param(70, "suffix", 128, 16, {}, marks=pytest.mark.slow),
+]
+NAMES = ("out", "dq", "dk", "dv")
+gpu = pytest.mark.gpu
+native_only = pytest.mark.skipif(not NATIVE, reason="needs a GPU")
+interpreted_only = pytest.mark.skipif(NATIVE, reason="float64 runs in the interpreter only")
+
+
+def evaluate(
+    inputs: list[Tensor], mask: Tensor | None, impl: str, dtype: torch.dtype, device, segment: int, options: dict
+) -> list[Tensor]:
+    """Output, then gradients of q, k and v, for the inputs converted to `dtype`."""
+    inputs = [x.detach().to(device, dtype).requires_grad_() for x in inputs]
+    mask = None if mask is None else mask.to(device)
+    out = combiner(*inputs, mask, segment_length=segment, impl=impl, **options)
+    return [out.detach(), *torch.autograd.grad(out, inputs, qkv(*out.shape, seed=7)[0].to(device, dtype))]
+
+
+def assert_is_the_reference(length, kind, dim, segment, options):
+    inputs, mask = qkv(2, HEADS, length, dim), None if kind is None else padding(2, length, kind=kind)
+    mine, theirs = (
+        evaluate(inputs, mask, impl, torch.float64, "cpu", segment, options) for impl in ("triton", "reference")
+    )
+    assert mine[0].transpose(1, 2).is_contiguous()
+    assert_exact(mine[0], theirs[0], "out")
+    # As one vector: with one token the gradients of q and k are zero but for rounding.
+    assert_exact(*(torch.cat([g.flatten() for g in r[1:]]) for r in (mine, theirs)), "gradient of q, k, v")
+    if mask is not None:
+        padded = ~mask[:, None, :, None].expand_as(inputs[0])
+        assert all((x[padded] == 0).all() for x in mine)
+
+
+@interpreted_only
+@pytest.mark.parametrize(("length", "kind", "dim", "segment", "options"), FIXED)
+def test_output_and_gradients_are_those_of_the_reference_in_float64(length, kind, dim, segment, options):
+    assert_is_the_reference(length, kind, dim, segment, options)
+
+
+@interpreted_only
+@pytest.mark.parametrize("options", [{}, CAUSAL], ids=["bidirectional", "causal"])
+def test_summaries_may_take_several_tiles(options, monkeypatch):
+    monkeypatch.setattr("kernels.combiner.triton.MAX_BLOCK_G", 16)
+    assert_is_the_reference(100, "scattered", 8, 5, options)  # 20 summaries
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=[gpu, native_only])],
+    ids=["fp32", "fp16", "bf16"],
+)
+@pytest.mark.parametrize(("length", "kind", "dim", "segment", "options"), [FIXED[2], FIXED[4]])
+def test_error_is_at_most_twice_that_of_plain_pytorch(length, kind, dim, segment, options, dtype, device):
+    inputs = [x.to(dtype) for x in qkv(2, HEADS, length, dim)]
+    mask = padding(2, length, kind=kind)
+    exact = evaluate(inputs, mask, "reference", torch.float64, "cpu", segment, options)
+    plain = evaluate(inputs, mask, "reference", dtype, device, segment, options)
+    mine = evaluate(inputs, mask, "triton", dtype, device, segment, options)
+    for name, actual, other, value in zip(NAMES, mine, plain, exact, strict=True):
+        assert actual.dtype == other.dtype
+        assert_as_good_as(actual, other, value, name)
+
+
+@interpreted_only
+def test_gradcheck():
+    inputs, mask = qkv(1, 1, 11, 8, requires_grad=True), torch.ones(1, 11, dtype=torch.bool)
+    mask[:, 2:6] = False
+
+    def call(*x: Tensor) -> Tensor:
+        return combiner(*x, mask, segment_length=4, impl="triton")
+
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+
+
+def test_ties_of_a_maximum_share_its_gradient(device):
+    inputs = [x.to(device, torch.float32) for x in qkv(1, HEADS, 40, 8)]
+    inputs = [x.round() for x in inputs]  # whole numbers: nearly every maximum is held by several rows
+    plain, mine = (evaluate(inputs, None, impl, torch.float32, device, 8, {}) for impl in ("reference", "triton"))
+    for name, a, b in zip(NAMES, mine, plain, strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+@pytest.mark.parametrize(("length", "kind", "dim", "segment"), [(50, "scattered", 24, 16), (33, None, 16, 12)])
+def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, segment, device):
+    fused = torch.stack(qkv(2, HEADS, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
+    fused = guarded(fused.to(device))  # (B, N, 3, H, D): strided heads, no copy
+    mask = None if kind is None else padding(2, length, kind=kind).to(device)
+    inputs = [fused[:, :, i].transpose(1, 2) for i in range(3)]
+    if mask is not None:
+        for x in inputs:
+            x.masked_fill_(~mask[:, None, :, None], torch.nan)  # padding may hold anything
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    with guarded_allocations():
+        out = combiner(*leaves, mask, segment_length=segment, impl="triton")
+        gradients = torch.autograd.grad(out.square().sum(), leaves)
+    assert all(x.isfinite().all() for x in (out, *gradients))
+
+
+def test_operators_pass_opcheck(device):
+    from kernels.combiner import ops
+
+    q, k, v = (x.to(device, torch.float32) for x in qkv(1, HEADS, 20, 8))
+    mask, options = padding(1, 20, kind="scattered").to(device), (8, False, False)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(ops.forward, (q, k, v, mask, *options), test_utils=checks)
+    state = ops.forward(q, k, v, mask, *options)
+    torch.library.opcheck(ops.backward, (state[0], q, k, v, mask, *state, *options), test_utils=checks)
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break(device):
+    module = attention.build("combiner", num_heads=HEADS, head_dim=8, max_length=64, segment_length=8, impl="triton")
+    inputs = [x.to(device, torch.float32).requires_grad_() for x in qkv(2, HEADS, 20, 8)]
+    compiled = torch.compile(module, fullgraph=True)
+    for mask in (None, padding(2, 20).to(device)):
+        expected, actual = module(*inputs, mask), compiled(*inputs, mask)
+        torch.testing.assert_close(actual, expected)
+        gradients = (torch.autograd.grad(x.square().sum(), inputs) for x in (actual, expected))
+        for mine, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize(
+    "options", [{"pattern": "axial_vertical"}, {"pattern": "axial_horizontal"}, {"segment_length": 129}]
+)
+def test_variants_without_kernels_are_refused_in_one_line_and_run_the_reference_otherwise(options, monkeypatch):
+    monkeypatch.setattr("kernels.common.dispatch.AUTO_TRITON", True)
+    sizes = dict(num_heads=2, head_dim=8, max_length=8)
+    with pytest.raises(ValueError, match=r"^attention\.impl=triton of combiner .+; use attention\.impl=reference$"):
+        attention.build("combiner", impl="triton", **sizes, **options)
+    assert attention.build("combiner", **sizes, **options).implementation(torch.device("cuda")) == "reference"
+    assert attention.build("combiner", **sizes).implementation(torch.device("cuda")) == "triton"
+
+
+# --- compiled for an H100, in a process of its own: this one interprets
+
+
+GRID = [
+    ["combiner", {"segment_length": segment, "causal": causal}, dim, dtype, masked]
+    for segment, causal in ((16, False), (64, False), (64, True), (128, False))
+    for dim in (8, 24, 32, 64, 128)
+    for dtype in ("bfloat16", "float16", "float32")
+    for masked in (False, True)
+]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [["combiner", {}, 32, "bfloat16", False], ["combiner", {}, 64, "bfloat16", True]],
+        pytest.param(GRID, marks=pytest.mark.slow),
+    ],
+    ids=["default", "full"],
+)
+def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
+    reports = compile_in_own_process(cases)
+    assert {r["kernel"] for r in reports} >= {"summarise_kernel", "attend_kernel", "spans_backward_kernel"}
+    for report in reports:
+        assert report["shared"] <= SHARED_MEMORY, report
+        if report["dtype"] == "bfloat16" and report["head_dim"] == 32:
+            assert report["local"] == 0, f"spills: {report}"
+
+
+# --- on the GPU only
+
+
+@gpu
+@native_only
+@pytest.mark.parametrize(("segment", "options"), [(64, {}), (128, {}), (64, CAUSAL)])
+def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(segment, options):
+    sizes = dict(num_heads=2, head_dim=32, max_length=4096, segment_length=segment, **options)
+    module = attention.build("combiner", impl="triton", **sizes)
+    plain = attention.build("combiner", impl="reference", **sizes)
+    inputs = [x.cuda().requires_grad_() for x in qkv(8, 2, 4096, 32, dtype=torch.bfloat16)]
+    cotangent = qkv(8, 2, 4096, 32, seed=5, dtype=torch.bfloat16)[0].cuda()
+
+    def step(module, inputs=inputs, mask=None):
+        out = module(*inputs, mask)
+        return [out, *torch.autograd.grad(out, inputs, cotangent.to(out.dtype))]
+
+    for mask in (None, padding(8, 4096, kind="scattered").cuda()):
+        wide = [x.detach().double().requires_grad_() for x in inputs]
+        mine, again, exact = step(module, mask=mask), step(module, mask=mask), step(plain, wide, mask)
+        other = step(plain, mask=mask)
+        for name, a, b, p, e in zip(NAMES, mine, again, other, exact, strict=True):
+            assert torch.equal(a, b), f"{name} differs between two runs"
+            assert_as_good_as(a, p, e, name)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(module)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(module)
+    graph.replay()
+    for a, b in zip(captured, step(module), strict=True):
+        assert torch.equal(a, b)

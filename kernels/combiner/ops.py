@@ -16,9 +16,10 @@ def _forward(
     return (
         q.new_empty(batch, length, heads, dim).transpose(1, 2),
         q.new_empty(batch * heads, length, dtype=dtype),
-        q.new_empty(batch * heads, spans, width),
-        q.new_empty(batch * heads, spans, width),
+        *(q.new_empty(batch * heads, spans, width) for _ in range(3)),
         q.new_empty(batch * heads, spans, dtype=dtype),
+        q.new_empty(batch * heads, length, dtype=dtype),
+        q.new_empty(batch * heads, spans, 2, width, dtype=dtype),
     )
 
 
@@ -27,11 +28,11 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> list
 
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? key_mask"
-_STATE = "Tensor out, Tensor norm, Tensor key, Tensor value, Tensor bias"
+_STATE = "Tensor out, Tensor norm, Tensor key, Tensor value, Tensor asking, Tensor bias, Tensor share, Tensor ties"
 _OPTIONS = "int span, bool causal, bool include_own"
 forward = register_op(
     "combiner_fixed",
-    f"({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_INPUTS}, {_OPTIONS}) -> ({', '.join(['Tensor'] * 8)})",
     triton.forward,
     _forward,
 )

@@ -32,8 +32,9 @@ MAX_BLOCK_G = 128
 
 
 class Config(NamedTuple):
-    """How a pass over spans is launched: spans of a program, warps, stages of the load pipeline."""
+    """How a pass over spans is launched: queries of a tile, spans of a program, warps, stages of the load pipeline."""
 
+    rows: int
     spans: int
     warps: int
     stages: int
@@ -43,9 +44,9 @@ class Config(NamedTuple):
         return dict(num_warps=self.warps, num_stages=self.stages)
 
 
-SUMMARISE = {16: Config(1, 1, 1), 32: Config(1, 2, 1), 64: Config(1, 4, 1), 128: Config(1, 4, 1)}
-ATTEND = {16: Config(4, 4, 1), 32: Config(4, 4, 1), 64: Config(4, 4, 1), 128: Config(1, 8, 1)}
-"""By rows of a tile: the span, padded."""
+# By rows of a tile: the span, padded.
+SUMMARISE = {16: Config(16, 1, 1, 1), 32: Config(32, 1, 2, 1), 64: Config(64, 1, 4, 1), 128: Config(128, 1, 4, 1)}
+ATTEND = {16: Config(16, 4, 1, 1), 32: Config(32, 4, 2, 1), 64: Config(64, 4, 4, 1), 128: Config(64, 1, 4, 1)}
 
 
 @triton.jit
@@ -73,18 +74,12 @@ def load_summaries(
 
 
 @triton.jit
-def pool(x, real):
-    """Maximum over the real rows of x, zero where there are none; x is in the dtype of computation."""
+def pool(x, real, COMPUTE: tl.constexpr):
+    """Maximum over the real rows of x, zero without any, and 1 / rows that hold it; x is in COMPUTE."""
     highest = tl.max(tl.where(real[:, None], x, float("-inf")), axis=0)
-    return tl.where(highest == float("-inf"), 0.0, highest)
-
-
-@triton.jit
-def within_span(k, asking, real, SCALE: tl.constexpr):
-    """a_j = softmax_j(τ q̂·k_j) over the real rows of a span, zero elsewhere; SCALE = τ / log 2."""
-    logits = tl.where(real, tl.sum(k * asking[None, :], axis=1) * SCALE, NEVER)
-    weights = tl.where(real, tl.exp2(logits - tl.max(logits, axis=0)), 0.0)
-    return weights / tl.maximum(tl.sum(weights, axis=0), 1e-30)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    holds = tl.where(real[:, None] & (x == highest[None, :]), 1.0, 0.0).to(COMPUTE)
+    return highest, 1.0 / tl.maximum(tl.sum(holds, axis=0), 1.0)
 
 
 @triton.jit
@@ -93,26 +88,39 @@ def summarise_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,
     mask_ptr, mask_b, mask_n,
-    key_ptr, value_ptr, bias_ptr,  # (B·H, G, D'), (B·H, G, D'), (B·H, G)
+    key_ptr, value_ptr, asking_ptr, bias_ptr,  # k̂, h, q̂ (B·H, G, D'), bias (B·H, G)
+    share_ptr, ties_ptr,  # (B·H, N), (B·H, G, 2, D')
     length, num_heads, spans,
     SPAN: tl.constexpr, HAS_MASK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """k̂, h and bias of one span of a head; the bias is zero, or NEVER where no token is real."""
+    """Summary of one span of a head, and what its gradient needs: the shares a_j, and 1 / ties of q̂ and of k̂.
+
+    The bias is zero, or NEVER where no token of the span is real.
+    """
     b, h, span = place(tl.program_id(0), num_heads, spans)
-    wide_h = h.to(tl.int64)
+    wide_h, head = h.to(tl.int64), b * num_heads + h
     start, offset_n, offset_d = span * SPAN, tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
-    real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK) & (offset_n < SPAN)
+    keep = (start + offset_n < length) & (offset_n < SPAN)
+    real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK) & keep
     q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
     k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
     v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    weights = within_span(k, pool(q, real), real, HEAD_DIM**-0.5 * LOG2E)
-    row = ((b * num_heads + h) * spans + span) * BLOCK_D + offset_d
+    asking, asking_ties = pool(q, real, COMPUTE)
+    key, key_ties = pool(k, real, COMPUTE)
+    logits = tl.where(real, tl.sum(k * asking[None, :], axis=1) * (HEAD_DIM**-0.5 * LOG2E), NEVER)
+    share = tl.where(real, tl.exp2(logits - tl.max(logits, axis=0)), 0.0)
+    mass = tl.sum(share, axis=0)
+    share = share / tl.where(mass > 0, mass, 1.0)
+    tl.store(share_ptr + head * length + start + offset_n, share, mask=keep)
+    region = head * spans + span
     kind = key_ptr.dtype.element_ty
-    tl.store(key_ptr + row, pool(k, real).to(kind))
-    tl.store(value_ptr + row, tl.sum(weights[:, None] * v, axis=0).to(kind))
-    some = tl.max(real.to(tl.int32), axis=0)
-    tl.store(bias_ptr + (b * num_heads + h) * spans + span, tl.where(some > 0, 0.0, NEVER))
+    tl.store(key_ptr + region * BLOCK_D + offset_d, key.to(kind))
+    tl.store(value_ptr + region * BLOCK_D + offset_d, tl.sum(share[:, None] * v, axis=0).to(kind))
+    tl.store(asking_ptr + region * BLOCK_D + offset_d, asking.to(kind))
+    tl.store(ties_ptr + region * 2 * BLOCK_D + offset_d, asking_ties)
+    tl.store(ties_ptr + (region * 2 + 1) * BLOCK_D + offset_d, key_ties)
+    tl.store(bias_ptr + region, tl.where(mass > 0, 0.0, NEVER))
 
 
 @triton.jit
@@ -137,7 +145,7 @@ def attend_kernel(
     norm_ptr,  # (B·H, N): log₂ of the normaliser
     length, num_heads, spans, splits, chunk,
     SPAN: tl.constexpr, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr, HAS_MASK: tl.constexpr,
-    ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -155,40 +163,46 @@ def attend_kernel(
     value_ptr += head * spans * BLOCK_D
     bias_ptr += head * spans
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
-    offset_n, region = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_G)
+    offset_n, offset_m, region = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_G)
     if ONE_BLOCK:
         key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, 0, spans, BLOCK_G, BLOCK_D, COMPUTE)
     for span in range(part * chunk, tl.minimum((part + 1) * chunk, spans)):
         start = span * SPAN
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & (offset_n < SPAN)
-        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
         k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
         v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        own = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * SCALE + tl.where(real, 0.0, NEVER)[None, :]
-        if CAUSAL:
-            own = tl.where(offset_n[None, :] <= offset_n[:, None], own, NEVER)
-        peak = tl.max(own, axis=1)
-        if ONE_BLOCK:
-            hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
-            others = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
-            peak = tl.maximum(peak, tl.max(others, axis=1))
-            weights, far = tl.exp2(own - peak[:, None]), tl.exp2(others - peak[:, None])
-            mass = tl.sum(weights, axis=1) + tl.sum(far, axis=1)
-            out = product(weights, v, COMPUTE, OPERAND, PRECISION)
-            out += product(far, value, COMPUTE, OPERAND, PRECISION)
-        else:
-            weights = tl.exp2(own - peak[:, None])
-            mass, out = tl.sum(weights, axis=1), product(weights, v, COMPUTE, OPERAND, PRECISION)
-            for first in range(0, span if CAUSAL else spans, BLOCK_G):
-                key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE)
-                hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
+        token_bias = tl.where(real, 0.0, NEVER)
+        for row in range(0, SPAN, BLOCK_M):
+            keep = (start + row + offset_m < length) & (row + offset_m < SPAN)
+            asks = real_rows(mask_ptr, mask_n, start + row, length, offset_m, HAS_MASK) & keep
+            q = load_rows(q_ptr, q_n, start + row, offset_m, asks, HEAD_DIM, BLOCK_D)
+            own = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * SCALE + token_bias[None, :]
+            if CAUSAL:
+                own = tl.where(offset_n[None, :] <= row + offset_m[:, None], own, NEVER)
+            peak = tl.max(own, axis=1)
+            if ONE_BLOCK:
+                hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
                 others = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
-                peak, mass, out = absorb(peak, mass, out, others, value, COMPUTE, OPERAND, PRECISION)
-        keep = (start + offset_n < length) & (offset_n < SPAN)
-        out = tl.where(real[:, None], out / mass[:, None], 0.0)
-        store_rows(out_ptr, out_n, start, offset_n, keep, out, HEAD_DIM, BLOCK_D)
-        # A padded query has a normaliser so large that the backward pass gives it no weight.
-        tl.store(norm_ptr + start + offset_n, tl.where(real, peak + tl.log2(mass), -NEVER), mask=keep)
+                peak = tl.maximum(peak, tl.max(others, axis=1))
+                weights, far = tl.exp2(own - peak[:, None]), tl.exp2(others - peak[:, None])
+                mass = tl.sum(weights, axis=1) + tl.sum(far, axis=1)
+                out = product(weights, v, COMPUTE, OPERAND, PRECISION)
+                out += product(far, value, COMPUTE, OPERAND, PRECISION)
+            else:
+                weights = tl.exp2(own - peak[:, None])
+                mass, out = tl.sum(weights, axis=1), product(weights, v, COMPUTE, OPERAND, PRECISION)
+                for first in range(0, span if CAUSAL else spans, BLOCK_G):
+                    key, value, bias = load_summaries(
+                        key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE
+                    )
+                    hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
+                    others = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
+                    peak, mass, out = absorb(peak, mass, out, others, value, COMPUTE, OPERAND, PRECISION)
+            out = tl.where(asks[:, None], out / mass[:, None], 0.0)
+            store_rows(out_ptr, out_n, start + row, offset_m, keep, out, HEAD_DIM, BLOCK_D)
+            # A padded query has a normaliser so large that the backward pass gives it no weight.
+            norm = tl.where(asks, peak + tl.log2(mass), -NEVER)
+            tl.store(norm_ptr + start + row + offset_m, norm, mask=keep)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -234,24 +248,28 @@ def constants(q: Tensor, shape: Shape, masked: bool, causal: bool, include_own: 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, span: int, causal: bool, include_own: bool
 ) -> tuple[Tensor, ...]:
-    """Output (B, H, N, D), laid out as (B, N, H, D), and what the backward pass reads: norm, k̂, h, bias."""
+    """Output (B, H, N, D), laid out as (B, N, H, D), and what the backward pass reads of the call.
+
+    norm (B·H, N), k̂, h and q̂ (B·H, G, D'), bias (B·H, G), shares (B·H, N), ties (B·H, G, 2, D')
+    """
     shape = Shape(*q.shape, span)
     batch, heads, length, dim, _ = shape
     spans, width, masked = shape.spans, block_dim(dim), key_mask is not None
-    key, value = (q.new_empty(batch * heads, spans, width) for _ in range(2))
-    bias = q.new_empty(batch * heads, spans, dtype=state_dtype(q.dtype))
+    dtype = state_dtype(q.dtype)
+    key, value, asking = (q.new_empty(batch * heads, spans, width) for _ in range(3))
+    bias, ties = (q.new_empty(batch * heads, spans, *more, dtype=dtype) for more in ((), (2, width)))
+    norm, share = (q.new_empty(batch * heads, length, dtype=dtype) for _ in range(2))
     inputs = (q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q))
     summarise_kernel[(batch * heads * spans,)](
-        *inputs, key, value, bias, length, heads, spans,
+        *inputs, key, value, asking, bias, share, ties, length, heads, spans,
         SPAN=span, HAS_MASK=masked, HEAD_DIM=dim, BLOCK_S=shape.rows, BLOCK_D=width,
         COMPUTE=arithmetic(q.dtype)["COMPUTE"], **SUMMARISE[shape.rows].options,
     )  # fmt: skip
     out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
-    norm = q.new_empty(batch * heads, length, dtype=state_dtype(q.dtype))
     config = ATTEND[shape.rows]
     splits, chunk = shape.parts(config)
     attend_kernel[(batch * heads * splits,)](
         *inputs, key, value, bias, out, *strides(out), norm, length, heads, spans, splits, chunk,
-        **constants(q, shape, masked, causal, include_own), **config.options,
+        BLOCK_M=config.rows, **constants(q, shape, masked, causal, include_own), **config.options,
     )  # fmt: skip
-    return out, norm, key, value, bias
+    return out, norm, key, value, asking, bias, share, ties

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.combiner.triton import LOG2E, Config, Shape, constants, load_summaries, pool, visible, within_span
+from kernels.combiner.triton import LOG2E, Config, Shape, constants, load_summaries, visible
 from kernels.common import launch
 from kernels.common.launch import block_dim, mask_arguments, state_dtype, strides
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
@@ -28,7 +28,7 @@ from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, st
 SUMMARIES = {16: launch.Config(128, 4, 2), 32: launch.Config(64, 4, 2), 64: launch.Config(64, 4, 2),
              128: launch.Config(64, 8, 2)}  # fmt: skip
 # By rows of a tile: the span, padded.
-SPANS = {16: Config(4, 4, 1), 32: Config(4, 4, 1), 64: Config(4, 4, 1), 128: Config(1, 8, 1)}
+SPANS = {16: Config(16, 4, 1, 1), 32: Config(32, 4, 2, 1), 64: Config(32, 2, 4, 1), 128: Config(32, 1, 8, 1)}
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def summaries_backward_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk̂ and dh of a tile of summaries from one part of the queries, and δ of these queries.
+    """dk̂ / τ and dh of a tile of summaries from one part of the queries, and δ of these queries.
 
     Summaries are rows here, so that Pᵀ and dSᵀ enter their products as they are.
     """
@@ -83,7 +83,7 @@ def summaries_backward_kernel(
         grad_key += product(weights * (reading - delta[None, :]), q, COMPUTE, OPERAND, PRECISION)
     slot = ((head * splits + part) * spans + region[:, None]) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     inside = (region < spans)[:, None]
-    tl.store(grad_key_ptr + slot, grad_key * (HEAD_DIM**-0.5), mask=inside)
+    tl.store(grad_key_ptr + slot, grad_key, mask=inside)
     tl.store(grad_value_ptr + slot, grad_value, mask=inside)
 
 
@@ -93,13 +93,6 @@ def sum_slots(ptr, slots, stride, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
     offset_p = tl.arange(0, BLOCK_P)
     position = offset_p.to(tl.int64)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
     return tl.sum(tl.load(ptr + position, mask=(offset_p < slots)[:, None], other=0.0), axis=0)
-
-
-@triton.jit
-def share_among_maxima(x, real, highest, grad, COMPUTE: tl.constexpr):
-    """Gradient of the rows of x from that of their maximum, in equal shares among ties."""
-    holds = tl.where(real[:, None] & (x == highest[None, :]), 1.0, 0.0).to(COMPUTE)
-    return holds * (grad / tl.maximum(tl.sum(holds, axis=0), 1.0))[None, :]
 
 
 @triton.jit
@@ -121,15 +114,15 @@ def spans_backward_kernel(
     v_ptr, v_b, v_h, v_n,
     grad_ptr, grad_b, grad_h, grad_n,
     mask_ptr, mask_b, mask_n,
-    key_ptr, value_ptr, bias_ptr,  # (B·H, G, D'), (B·H, G, D'), (B·H, G)
-    norm_ptr, delta_ptr,  # (B·H, N)
+    key_ptr, value_ptr, asking_ptr, bias_ptr,  # k̂, h, q̂ (B·H, G, D'), bias (B·H, G)
+    ties_ptr, share_ptr, norm_ptr, delta_ptr,  # (B·H, G, 2, D'), then (B·H, N) each
     grad_key_ptr, grad_value_ptr,  # slots (B·H, slots, G, D')
     grad_q_ptr, gq_b, gq_h, gq_n,
     grad_k_ptr, gk_b, gk_h, gk_n,
     grad_v_ptr, gv_b, gv_h, gv_n,
     length, num_heads, spans, splits, chunk, slots,
     SPAN: tl.constexpr, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr, HAS_MASK: tl.constexpr,
-    ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -147,70 +140,86 @@ def spans_backward_kernel(
     mask_ptr += b * mask_b
     norm_ptr += head * length
     delta_ptr += head * length
+    share_ptr += head * length
     key_ptr += head * spans * BLOCK_D
     value_ptr += head * spans * BLOCK_D
+    asking_ptr += head * spans * BLOCK_D
+    ties_ptr += head * spans * 2 * BLOCK_D
     bias_ptr += head * spans
     grad_key_ptr += head * slots * spans * BLOCK_D
     grad_value_ptr += head * slots * spans * BLOCK_D
     TAU: tl.constexpr = HEAD_DIM**-0.5
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
-    offset_n, region = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_G)
+    offset_n, offset_m, offset_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    region = tl.arange(0, BLOCK_G)
     if ONE_BLOCK:
         key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, 0, spans, BLOCK_G, BLOCK_D, COMPUTE)
     for span in range(part * chunk, tl.minimum((part + 1) * chunk, spans)):
         start = span * SPAN
-        keep = (start + offset_n < length) & (offset_n < SPAN)
-        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & keep
-        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        inside = (start + offset_n < length) & (offset_n < SPAN)
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & inside
         k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
         v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        grad = load_rows(grad_ptr, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        norm = tl.load(norm_ptr + start + offset_n, mask=keep, other=-NEVER)
-        delta = tl.load(delta_ptr + start + offset_n, mask=keep, other=0.0)
+        token_bias = tl.where(real, 0.0, NEVER)
 
-        # Own tokens, keys as rows: the transposes of P and dS enter the products for dv and dk as they are.
-        logits = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION) * SCALE + tl.where(real, 0.0, NEVER)[:, None]
-        if CAUSAL:
-            logits = tl.where(offset_n[:, None] <= offset_n[None, :], logits, NEVER)
-        weights = tl.exp2(logits - norm[None, :])
-        grad_v = product(weights, grad, COMPUTE, OPERAND, PRECISION)
-        reading = product(v, tl.trans(grad), COMPUTE, OPERAND, PRECISION)
-        grad_logits = weights * (reading - delta[None, :])
-        grad_k = product(grad_logits, q, COMPUTE, OPERAND, PRECISION)
-        grad_q = product(tl.trans(grad_logits), k, COMPUTE, OPERAND, PRECISION)
+        # The span's own summary; ds in units of 1 / τ, as are dq and dk until they are stored.
+        share = tl.load(share_ptr + start + offset_n, mask=inside, other=0.0)
+        from_key = sum_slots(grad_key_ptr + span * BLOCK_D, slots, spans * BLOCK_D, BLOCK_P, BLOCK_D)
+        from_value = sum_slots(grad_value_ptr + span * BLOCK_D, slots, spans * BLOCK_D, BLOCK_P, BLOCK_D)
+        grad_share = tl.sum(v.to(COMPUTE) * from_value[None, :], axis=1)
+        grad_share = share * (grad_share - tl.sum(share * grad_share, axis=0))
+        asking = tl.load(asking_ptr + span * BLOCK_D + offset_d)
+        from_asking = tl.sum(grad_share[:, None] * k.to(COMPUTE), axis=0)
+        from_asking *= tl.load(ties_ptr + span * 2 * BLOCK_D + offset_d)
+        from_key *= tl.load(ties_ptr + (span * 2 + 1) * BLOCK_D + offset_d)
 
-        if ONE_BLOCK:
-            hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
-            grad_q += summaries_gradient(q, grad, norm, delta, key, value, hidden, SCALE, COMPUTE, OPERAND, PRECISION)
-        else:
-            for first in range(0, span if CAUSAL else spans, BLOCK_G):
-                key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE)
-                hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
+        grad_k, grad_v = tl.zeros((BLOCK_S, BLOCK_D), COMPUTE), tl.zeros((BLOCK_S, BLOCK_D), COMPUTE)
+        for row in range(0, SPAN, BLOCK_M):
+            keep = (start + row + offset_m < length) & (row + offset_m < SPAN)
+            asks = real_rows(mask_ptr, mask_n, start + row, length, offset_m, HAS_MASK) & keep
+            q = load_rows(q_ptr, q_n, start + row, offset_m, asks, HEAD_DIM, BLOCK_D)
+            grad = load_rows(grad_ptr, grad_n, start + row, offset_m, asks, HEAD_DIM, BLOCK_D)
+            norm = tl.load(norm_ptr + start + row + offset_m, mask=keep, other=-NEVER)
+            delta = tl.load(delta_ptr + start + row + offset_m, mask=keep, other=0.0)
+            # Keys are rows here, so that the transposes of P and dS enter the products for dv and dk as they are.
+            logits = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION) * SCALE + token_bias[:, None]
+            if CAUSAL:
+                logits = tl.where(offset_n[:, None] <= row + offset_m[None, :], logits, NEVER)
+            weights = tl.exp2(logits - norm[None, :])
+            grad_v += product(weights, grad, COMPUTE, OPERAND, PRECISION)
+            reading = product(v, tl.trans(grad), COMPUTE, OPERAND, PRECISION)
+            grad_logits = weights * (reading - delta[None, :])
+            grad_k += product(grad_logits, q, COMPUTE, OPERAND, PRECISION)
+            grad_q = product(tl.trans(grad_logits), k, COMPUTE, OPERAND, PRECISION)
+            if ONE_BLOCK:
+                hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
                 grad_q += summaries_gradient(
                     q, grad, norm, delta, key, value, hidden, SCALE, COMPUTE, OPERAND, PRECISION
                 )
-
-        # The span's own summary.
-        grad_key = sum_slots(grad_key_ptr + span * BLOCK_D, slots, spans * BLOCK_D, BLOCK_P, BLOCK_D)
-        grad_value = sum_slots(grad_value_ptr + span * BLOCK_D, slots, spans * BLOCK_D, BLOCK_P, BLOCK_D)
-        q_wide, k_wide = q.to(COMPUTE), k.to(COMPUTE)
-        asking, highest = pool(q_wide, real), pool(k_wide, real)
-        share = within_span(k_wide, asking, real, SCALE)
-        grad_share = tl.sum(v.to(COMPUTE) * grad_value[None, :], axis=1)
-        grad_share = share * (grad_share - tl.sum(share * grad_share, axis=0)) * TAU
-        grad_asking = tl.sum(grad_share[:, None] * k_wide, axis=0)
-        grad_q = grad_q * TAU + share_among_maxima(q_wide, real, asking, grad_asking, COMPUTE)
-        grad_k = grad_k * TAU + share_among_maxima(k_wide, real, highest, grad_key, COMPUTE)
-        grad_k += grad_share[:, None] * asking[None, :]
-        grad_v += share[:, None] * grad_value[None, :]
-        store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)
-        store_rows(grad_k_ptr, gk_n, start, offset_n, keep, grad_k, HEAD_DIM, BLOCK_D)
-        store_rows(grad_v_ptr, gv_n, start, offset_n, keep, grad_v, HEAD_DIM, BLOCK_D)
+            else:
+                for first in range(0, span if CAUSAL else spans, BLOCK_G):
+                    key, value, bias = load_summaries(
+                        key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE
+                    )
+                    hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
+                    grad_q += summaries_gradient(
+                        q, grad, norm, delta, key, value, hidden, SCALE, COMPUTE, OPERAND, PRECISION
+                    )
+            holds = asks[:, None] & (q == asking[None, :])
+            grad_q = tl.where(holds, grad_q + from_asking[None, :], grad_q) * TAU
+            store_rows(grad_q_ptr, gq_n, start + row, offset_m, keep, grad_q, HEAD_DIM, BLOCK_D)
+        highest = tl.load(key_ptr + span * BLOCK_D + offset_d)
+        grad_k += grad_share[:, None] * asking.to(COMPUTE)[None, :]
+        grad_k = tl.where(real[:, None] & (k == highest[None, :]), grad_k + from_key[None, :], grad_k) * TAU
+        grad_v += share[:, None] * from_value[None, :]
+        store_rows(grad_k_ptr, gk_n, start, offset_n, inside, grad_k, HEAD_DIM, BLOCK_D)
+        store_rows(grad_v_ptr, gv_n, start, offset_n, inside, grad_v, HEAD_DIM, BLOCK_D)
 
 
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, norm: Tensor,
-    key: Tensor, value: Tensor, bias: Tensor, span: int, causal: bool, include_own: bool,
+    key: Tensor, value: Tensor, asking: Tensor, bias: Tensor, share: Tensor, ties: Tensor,
+    span: int, causal: bool, include_own: bool,
 ) -> list[Tensor]:  # fmt: skip
     """dq, dk, dv in the layout of q, k, v."""
     shape = Shape(*q.shape, span)
@@ -232,9 +241,9 @@ def backward(
     config = SPANS[shape.rows]
     splits, chunk = shape.parts(config)
     spans_backward_kernel[(batch * heads * splits,)](
-        q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask, key, value, bias, norm, delta,
-        grad_key, grad_value, grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v),
+        q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask,
+        key, value, asking, bias, ties, share, norm, delta, grad_key, grad_value, grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v),
         length, heads, spans, splits, chunk, slots,
-        BLOCK_P=triton.next_power_of_2(slots), **flags, **config.options,
+        BLOCK_M=config.rows, BLOCK_P=triton.next_power_of_2(slots), **flags, **config.options,
     )  # fmt: skip
     return [grad_q, grad_k, grad_v]

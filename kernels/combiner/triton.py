@@ -240,7 +240,7 @@ def constants(q: Tensor, shape: Shape, masked: bool, causal: bool, include_own: 
     """Compile-time constants of the kernels that see summaries."""
     return dict(
         SPAN=shape.span, CAUSAL=causal, INCLUDE_OWN=include_own, HAS_MASK=masked,
-        ONE_BLOCK=shape.spans <= shape.summaries, BLOCK_G=shape.summaries,
+        BLOCK_G=shape.summaries,
         HEAD_DIM=shape.dim, BLOCK_S=shape.rows, BLOCK_D=block_dim(shape.dim), **arithmetic(q.dtype),
     )  # fmt: skip
 
@@ -270,6 +270,6 @@ def forward(
     splits, chunk = shape.parts(config)
     attend_kernel[(batch * heads * splits,)](
         *inputs, key, value, bias, out, *strides(out), norm, length, heads, spans, splits, chunk,
-        BLOCK_M=config.rows, **constants(q, shape, masked, causal, include_own), **config.options,
+        ONE_BLOCK=spans <= shape.summaries, BLOCK_M=config.rows, **constants(q, shape, masked, causal, include_own), **config.options,
     )  # fmt: skip
     return out, norm, key, value, asking, bias, share, ties

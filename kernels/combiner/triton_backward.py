@@ -42,7 +42,7 @@ def summaries_backward_kernel(
     grad_key_ptr, grad_value_ptr,  # slots (B·H, splits, G, D')
     length, num_heads, spans, splits, chunk,
     SPAN: tl.constexpr, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr, HAS_MASK: tl.constexpr,
-    ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -122,7 +122,7 @@ def spans_backward_kernel(
     grad_v_ptr, gv_b, gv_h, gv_n,
     length, num_heads, spans, splits, chunk, slots,
     SPAN: tl.constexpr, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr, HAS_MASK: tl.constexpr,
-    ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -152,8 +152,6 @@ def spans_backward_kernel(
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
     offset_n, offset_m, offset_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     region = tl.arange(0, BLOCK_G)
-    if ONE_BLOCK:
-        key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, 0, spans, BLOCK_G, BLOCK_D, COMPUTE)
     for span in range(part * chunk, tl.minimum((part + 1) * chunk, spans)):
         start = span * SPAN
         inside = (start + offset_n < length) & (offset_n < SPAN)
@@ -191,20 +189,14 @@ def spans_backward_kernel(
             grad_logits = weights * (reading - delta[None, :])
             grad_k += product(grad_logits, q, COMPUTE, OPERAND, PRECISION)
             grad_q = product(tl.trans(grad_logits), k, COMPUTE, OPERAND, PRECISION)
-            if ONE_BLOCK:
-                hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
+            for first in range(0, span if CAUSAL else spans, BLOCK_G):
+                key, value, bias = load_summaries(
+                    key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE
+                )
+                hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
                 grad_q += summaries_gradient(
                     q, grad, norm, delta, key, value, hidden, SCALE, COMPUTE, OPERAND, PRECISION
                 )
-            else:
-                for first in range(0, span if CAUSAL else spans, BLOCK_G):
-                    key, value, bias = load_summaries(
-                        key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE
-                    )
-                    hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
-                    grad_q += summaries_gradient(
-                        q, grad, norm, delta, key, value, hidden, SCALE, COMPUTE, OPERAND, PRECISION
-                    )
             holds = asks[:, None] & (q == asking[None, :])
             grad_q = tl.where(holds, grad_q + from_asking[None, :], grad_q) * TAU
             store_rows(grad_q_ptr, gq_n, start + row, offset_m, keep, grad_q, HEAD_DIM, BLOCK_D)

@@ -43,7 +43,7 @@ class CombinerAttention(Attention):
         include_own_span: bool = False,
     ):
         check_options(pattern=pattern, segment_length=segment_length, include_own_span=include_own_span, causal=causal)
-        refusal = kernels_refuse(pattern, segment_length, causal)
+        refusal = kernels_refuse(pattern, segment_length, include_own_span, causal)
         if refusal is not None:
             if impl == "triton":
                 raise ValueError(f"attention.impl=triton of combiner {refusal}; use attention.impl=reference")

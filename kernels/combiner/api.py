@@ -17,12 +17,16 @@ LONGEST_SPAN = 128
 """Longest span of the kernels: it lies in one tile."""
 
 
-def kernels_refuse(pattern: str, segment_length: int, causal: bool) -> str | None:
+def kernels_refuse(pattern: str, segment_length: int, include_own_span: bool, causal: bool) -> str | None:
     """Why the Triton kernels do not have this variant, or None."""
-    if pattern != "fixed":
-        return f"has pattern=fixed only, got {pattern}"
+    if pattern not in ("fixed", "axial"):
+        return f"has pattern=fixed and axial only, got {pattern}"
     if segment_length > LONGEST_SPAN:
         return f"takes segment_length <= {LONGEST_SPAN}, got {segment_length}"
+    if pattern == "axial" and causal:
+        return "has no causal form of pattern=axial"
+    if pattern == "axial" and include_own_span:
+        return "has no include_own_span=True for pattern=axial"
     return None
 
 
@@ -68,7 +72,7 @@ def combiner(
     raises             ValueError for impossible options
     """
     check_options(pattern=pattern, segment_length=segment_length, include_own_span=include_own_span, causal=causal)
-    refusal = kernels_refuse(pattern, segment_length, causal)
+    refusal = kernels_refuse(pattern, segment_length, include_own_span, causal)
     if choose_impl(impl, q, IMPLEMENTATIONS, "combiner", refusal) == "triton":
         from kernels.combiner import ops  # Triton is needed only here
 

@@ -3,24 +3,37 @@
 import torch
 from torch import Tensor
 
-from kernels.combiner import triton, triton_backward
-from kernels.common.launch import block_dim, state_dtype, unit_last_stride
+from kernels.combiner import triton, triton_axial, triton_backward
+from kernels.common.launch import unit_last_stride
 from kernels.common.ops import register_op
+
+PATTERNS = {
+    "fixed": (triton.allocate, triton.forward, triton_backward.backward),
+    "axial": (triton_axial.allocate, triton_axial.forward, triton_axial.backward),
+}
+"""By pattern: what a call allocates, its output first, and its launches, forward and backward."""
+
+
+def _run_forward(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, pattern: str, span: int, causal: bool, include_own: bool
+) -> list[Tensor]:
+    _, run, _ = PATTERNS[pattern]
+    return run(q, k, v, key_mask, span, causal, include_own)
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, span: int, causal: bool, include_own: bool
-) -> tuple[Tensor, ...]:
-    batch, heads, length, dim = q.shape
-    spans, width, dtype = -(-length // span), block_dim(dim), state_dtype(q.dtype)
-    return (
-        q.new_empty(batch, length, heads, dim).transpose(1, 2),
-        q.new_empty(batch * heads, length, dtype=dtype),
-        *(q.new_empty(batch * heads, spans, width) for _ in range(3)),
-        q.new_empty(batch * heads, spans, dtype=dtype),
-        q.new_empty(batch * heads, length, dtype=dtype),
-        q.new_empty(batch * heads, spans, 2, width, dtype=dtype),
-    )
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, pattern: str, span: int, *_: object
+) -> list[Tensor]:
+    allocate, _, _ = PATTERNS[pattern]
+    return allocate(q, span)
+
+
+def _run_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, state: list[Tensor],
+    pattern: str, span: int, causal: bool, include_own: bool,
+) -> list[Tensor]:  # fmt: skip
+    _, _, run = PATTERNS[pattern]
+    return run(grad, q, k, v, key_mask, state, span, causal, include_own)
 
 
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> list[Tensor]:
@@ -28,34 +41,26 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> list
 
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? key_mask"
-_STATE = "Tensor out, Tensor norm, Tensor key, Tensor value, Tensor asking, Tensor bias, Tensor share, Tensor ties"
-_OPTIONS = "int span, bool causal, bool include_own"
-forward = register_op(
-    "combiner_fixed",
-    f"({_INPUTS}, {_OPTIONS}) -> ({', '.join(['Tensor'] * 8)})",
-    triton.forward,
-    _forward,
-)
+_OPTIONS = "str pattern, int span, bool causal, bool include_own"
+forward = register_op("combiner_forward", f"({_INPUTS}, {_OPTIONS}) -> Tensor[]", _run_forward, _forward)
 backward = register_op(
-    "combiner_fixed_backward",
-    f"(Tensor grad, {_INPUTS}, {_STATE}, {_OPTIONS}) -> Tensor[]",
-    triton_backward.backward,
-    _backward,
+    "combiner_backward", f"(Tensor grad, {_INPUTS}, Tensor[] state, {_OPTIONS}) -> Tensor[]", _run_backward, _backward
 )
 
 
-class _Fixed(torch.autograd.Function):
+class _Combiner(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, key_mask, span, causal, include_own):
-        state = forward(q, k, v, key_mask, span, causal, include_own)
+    def forward(ctx, q, k, v, key_mask, *options):
+        state = forward(q, k, v, key_mask, *options)
         ctx.save_for_backward(q, k, v, key_mask, *state)
-        ctx.options = (span, causal, include_own)
+        ctx.options = options
         return state[0]
 
     @staticmethod
     def backward(ctx, *grads):
-        grads = backward(unit_last_stride(grads[0]), *ctx.saved_tensors, *ctx.options)
-        return *grads, None, None, None, None
+        q, k, v, key_mask, *state = ctx.saved_tensors
+        grads = backward(unit_last_stride(grads[0]), q, k, v, key_mask, state, *ctx.options)
+        return *grads, None, None, None, None, None
 
 
 def combiner(
@@ -64,4 +69,4 @@ def combiner(
 ) -> Tensor:  # fmt: skip
     """`kernels.combiner.api.combiner` through the kernels."""
     q, k, v = (unit_last_stride(x) for x in (q, k, v))
-    return _Fixed.apply(q, k, v, key_mask, segment_length, causal, include_own_span)
+    return _Combiner.apply(q, k, v, key_mask, pattern, segment_length, causal, include_own_span)

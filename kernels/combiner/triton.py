@@ -245,31 +245,42 @@ def constants(q: Tensor, shape: Shape, masked: bool, causal: bool, include_own: 
     )  # fmt: skip
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, span: int, causal: bool, include_own: bool
-) -> tuple[Tensor, ...]:
+def allocate(q: Tensor, span: int) -> list[Tensor]:
     """Output (B, H, N, D), laid out as (B, N, H, D), and what the backward pass reads of the call.
 
     norm (B·H, N), k̂, h and q̂ (B·H, G, D'), bias (B·H, G), shares (B·H, N), ties (B·H, G, 2, D')
     """
+    batch, heads, length, dim = q.shape
+    summaries, width, dtype = (batch * heads, -(-length // span)), block_dim(dim), state_dtype(q.dtype)
+    return [
+        q.new_empty(batch, length, heads, dim).transpose(1, 2),
+        q.new_empty(batch * heads, length, dtype=dtype),
+        *(q.new_empty(*summaries, width) for _ in range(3)),
+        q.new_empty(summaries, dtype=dtype),
+        q.new_empty(batch * heads, length, dtype=dtype),
+        q.new_empty(*summaries, 2, width, dtype=dtype),
+    ]
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, span: int, causal: bool, include_own: bool
+) -> list[Tensor]:
+    """What `allocate` names."""
     shape = Shape(*q.shape, span)
     batch, heads, length, dim, _ = shape
-    spans, width, masked = shape.spans, block_dim(dim), key_mask is not None
-    dtype = state_dtype(q.dtype)
-    key, value, asking = (q.new_empty(batch * heads, spans, width) for _ in range(3))
-    bias, ties = (q.new_empty(batch * heads, spans, *more, dtype=dtype) for more in ((), (2, width)))
-    norm, share = (q.new_empty(batch * heads, length, dtype=dtype) for _ in range(2))
+    spans, masked = shape.spans, key_mask is not None
+    out, norm, key, value, asking, bias, share, ties = state = allocate(q, span)
     inputs = (q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q))
     summarise_kernel[(batch * heads * spans,)](
         *inputs, key, value, asking, bias, share, ties, length, heads, spans,
-        SPAN=span, HAS_MASK=masked, HEAD_DIM=dim, BLOCK_S=shape.rows, BLOCK_D=width,
+        SPAN=span, HAS_MASK=masked, HEAD_DIM=dim, BLOCK_S=shape.rows, BLOCK_D=block_dim(dim),
         COMPUTE=arithmetic(q.dtype)["COMPUTE"], **SUMMARISE[shape.rows].options,
     )  # fmt: skip
-    out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
     config = ATTEND[shape.rows]
     splits, chunk = shape.parts(config)
     attend_kernel[(batch * heads * splits,)](
         *inputs, key, value, bias, out, *strides(out), norm, length, heads, spans, splits, chunk,
-        ONE_BLOCK=spans <= shape.summaries, BLOCK_M=config.rows, **constants(q, shape, masked, causal, include_own), **config.options,
+        ONE_BLOCK=spans <= shape.summaries, BLOCK_M=config.rows, **constants(q, shape, masked, causal, include_own),
+        **config.options,
     )  # fmt: skip
-    return out, norm, key, value, asking, bias, share, ties
+    return state

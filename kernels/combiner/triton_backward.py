@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kernels.combiner.triton import LOG2E, Config, Shape, constants, load_summaries, visible
 from kernels.common import launch
-from kernels.common.launch import block_dim, mask_arguments, state_dtype, strides
+from kernels.common.launch import block_dim, mask_arguments, strides
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
 
 # By summaries of a tile: queries of a tile, warps and stages.
@@ -209,33 +209,35 @@ def spans_backward_kernel(
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, norm: Tensor,
-    key: Tensor, value: Tensor, asking: Tensor, bias: Tensor, share: Tensor, ties: Tensor,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, state: list[Tensor],
     span: int, causal: bool, include_own: bool,
 ) -> list[Tensor]:  # fmt: skip
     """dq, dk, dv in the layout of q, k, v."""
     shape = Shape(*q.shape, span)
     batch, heads, length, dim, _ = shape
-    spans, width, flags = shape.spans, block_dim(dim), constants(q, shape, key_mask is not None, causal, include_own)
+    spans, flags = shape.spans, constants(q, shape, key_mask is not None, causal, include_own)
+    out, norm, key, value, asking, bias, share, ties = state
     mask = mask_arguments(key_mask, q)
     config = SUMMARIES[shape.summaries]
     slots, chunk = launch.split(length, config.rows, batch * heads)
     delta = torch.empty_like(norm)
     grad_key, grad_value = (
-        torch.empty(batch * heads, slots, spans, width, dtype=state_dtype(q.dtype), device=q.device) for _ in range(2)
+        torch.empty(batch * heads, slots, spans, block_dim(dim), dtype=norm.dtype, device=q.device) for _ in range(2)
     )
     summaries_backward_kernel[(batch * heads * slots, triton.cdiv(spans, shape.summaries))](
         q, *strides(q), out, *strides(out), grad, *strides(grad), *mask, key, value, bias, norm, delta,
         grad_key, grad_value, length, heads, spans, slots, chunk,
         BLOCK_N=config.rows, **{k: x for k, x in flags.items() if k != "BLOCK_S"}, **config.options,
     )  # fmt: skip
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    grads = [torch.empty_like(x) for x in (q, k, v)]
+    grad_q, grad_k, grad_v = grads
     config = SPANS[shape.rows]
     splits, chunk = shape.parts(config)
     spans_backward_kernel[(batch * heads * splits,)](
         q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask,
-        key, value, asking, bias, ties, share, norm, delta, grad_key, grad_value, grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v),
+        key, value, asking, bias, ties, share, norm, delta, grad_key, grad_value,
+        grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v),
         length, heads, spans, splits, chunk, slots,
         BLOCK_M=config.rows, BLOCK_P=triton.next_power_of_2(slots), **flags, **config.options,
     )  # fmt: skip
-    return [grad_q, grad_k, grad_v]
+    return grads

@@ -20,8 +20,9 @@ FIXED = [
     (1, None, 8, 64, {}),
     (33, "one", 16, 8, {}),
     (100, "scattered", 24, 20, {}),
-    (70, "suffix", 8, 16, OWN),
-    (70, "empty", 8, 16, CAUSAL),
+    (45, "suffix", 8, 16, OWN),
+    (45, "empty", 8, 16, CAUSAL),
+    (100, "suffix", 16, 20, CAUSAL),
     pytest.param(130, None, 32, 64, {}, marks=pytest.mark.slow),
     pytest.param(200, "scattered", 64, 100, CAUSAL, marks=pytest.mark.slow),
     pytest.param(70, "suffix", 128, 16, {}, marks=pytest.mark.slow),
@@ -74,7 +75,7 @@ def test_summaries_may_take_several_tiles(options, monkeypatch):
     [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=[gpu, native_only])],
     ids=["fp32", "fp16", "bf16"],
 )
-@pytest.mark.parametrize(("length", "kind", "dim", "segment", "options"), [FIXED[2], FIXED[4]])
+@pytest.mark.parametrize(("length", "kind", "dim", "segment", "options"), [FIXED[2], FIXED[5]])
 def test_error_is_at_most_twice_that_of_plain_pytorch(length, kind, dim, segment, options, dtype, device):
     inputs = [x.to(dtype) for x in qkv(2, HEADS, length, dim)]
     mask = padding(2, length, kind=kind)
@@ -201,7 +202,7 @@ def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(segment,
 
     def step(module, inputs=inputs, mask=None):
         out = module(*inputs, mask)
-        return [out, *torch.autograd.grad(out, inputs, cotangent.to(out.dtype))]
+        return [out.detach(), *torch.autograd.grad(out, inputs, cotangent.to(out.dtype))]
 
     for mask in (None, padding(8, 4096, kind="scattered").cuda()):
         wide = [x.detach().double().requires_grad_() for x in inputs]

@@ -101,7 +101,7 @@ def columns_kernel(
     q = load_rows(q_ptr, q_n * SPAN, first, offset_n, real, HEAD_DIM, BLOCK_D)
     at = head * rows * SPAN + column
     own = tl.load(mass_ptr + at + (first + offset_n) * SPAN, mask=keep, other=0.0)
-    peak, mass = tl.full((BLOCK_N,), NEVER, COMPUTE), tl.zeros((BLOCK_N,), COMPUTE)
+    peak, mass = tl.full((BLOCK_N,), float("-inf"), COMPUTE), tl.zeros((BLOCK_N,), COMPUTE)
     out = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
     for start in range(0, rows, BLOCK_N):
         inside = start + offset_n < rows

@@ -15,6 +15,7 @@ NATIVE = torch.cuda.is_available()
 HEADS = 2
 OWN = {"include_own_span": True}
 CAUSAL = {"causal": True}
+ROWS = {"pattern": "axial"}
 # Length, mask, head dimension, segment, further options: spans of every raggedness, every kind of mask.
 FIXED = [
     (1, None, 8, 64, {}),
@@ -26,6 +27,14 @@ FIXED = [
     pytest.param(130, None, 32, 64, {}, marks=pytest.mark.slow),
     pytest.param(200, "scattered", 64, 100, CAUSAL, marks=pytest.mark.slow),
     pytest.param(70, "suffix", 128, 16, {}, marks=pytest.mark.slow),
+]
+AXIAL = [
+    (3, None, 8, 16, ROWS),
+    (45, "empty", 16, 16, ROWS),  # a ragged last row
+    (40, "scattered", 8, 10, ROWS),
+    pytest.param(32, None, 24, 8, ROWS, marks=pytest.mark.slow),
+    pytest.param(24, "suffix", 8, 1, ROWS, marks=pytest.mark.slow),
+    pytest.param(200, "scattered", 64, 100, ROWS, marks=pytest.mark.slow),
 ]
 NAMES = ("out", "dq", "dk", "dv")
 gpu = pytest.mark.gpu
@@ -58,7 +67,7 @@ def assert_is_the_reference(length, kind, dim, segment, options):
 
 
 @interpreted_only
-@pytest.mark.parametrize(("length", "kind", "dim", "segment", "options"), FIXED)
+@pytest.mark.parametrize(("length", "kind", "dim", "segment", "options"), FIXED + AXIAL)
 def test_output_and_gradients_are_those_of_the_reference_in_float64(length, kind, dim, segment, options):
     assert_is_the_reference(length, kind, dim, segment, options)
 
@@ -75,7 +84,7 @@ def test_summaries_may_take_several_tiles(options, monkeypatch):
     [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=[gpu, native_only])],
     ids=["fp32", "fp16", "bf16"],
 )
-@pytest.mark.parametrize(("length", "kind", "dim", "segment", "options"), [FIXED[2], FIXED[5]])
+@pytest.mark.parametrize(("length", "kind", "dim", "segment", "options"), [FIXED[2], FIXED[5], AXIAL[2]])
 def test_error_is_at_most_twice_that_of_plain_pytorch(length, kind, dim, segment, options, dtype, device):
     inputs = [x.to(dtype) for x in qkv(2, HEADS, length, dim)]
     mask = padding(2, length, kind=kind)
@@ -122,15 +131,16 @@ def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, segment,
     assert all(x.isfinite().all() for x in (out, *gradients))
 
 
-def test_operators_pass_opcheck(device):
+@pytest.mark.parametrize("pattern", ["fixed", "axial"])
+def test_operators_pass_opcheck(pattern, device):
     from kernels.combiner import ops
 
     q, k, v = (x.to(device, torch.float32) for x in qkv(1, HEADS, 20, 8))
-    mask, options = padding(1, 20, kind="scattered").to(device), (8, False, False)
+    mask, options = padding(1, 20, kind="scattered").to(device), (pattern, 8, False, False)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(ops.forward, (q, k, v, mask, *options), test_utils=checks)
     state = ops.forward(q, k, v, mask, *options)
-    torch.library.opcheck(ops.backward, (state[0], q, k, v, mask, *state, *options), test_utils=checks)
+    torch.library.opcheck(ops.backward, (state[0], q, k, v, mask, state, *options), test_utils=checks)
 
 
 @pytest.mark.slow
@@ -147,7 +157,14 @@ def test_compiles_without_a_graph_break(device):
 
 
 @pytest.mark.parametrize(
-    "options", [{"pattern": "axial_vertical"}, {"pattern": "axial_horizontal"}, {"segment_length": 129}]
+    "options",
+    [
+        {"pattern": "axial_vertical"},
+        {"pattern": "axial_horizontal"},
+        {"segment_length": 129},
+        {"pattern": "axial", "causal": True},
+        {"pattern": "axial", "include_own_span": True},
+    ],
 )
 def test_variants_without_kernels_are_refused_in_one_line_and_run_the_reference_otherwise(options, monkeypatch):
     monkeypatch.setattr("kernels.common.dispatch.AUTO_TRITON", True)
@@ -192,7 +209,7 @@ def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
 
 @gpu
 @native_only
-@pytest.mark.parametrize(("segment", "options"), [(64, {}), (128, {}), (64, CAUSAL)])
+@pytest.mark.parametrize(("segment", "options"), [(64, {}), (128, {}), (64, CAUSAL), (64, ROWS), (16, ROWS)])
 def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(segment, options):
     sizes = dict(num_heads=2, head_dim=32, max_length=4096, segment_length=segment, **options)
     module = attention.build("combiner", impl="triton", **sizes)

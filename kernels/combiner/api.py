@@ -19,9 +19,9 @@ LONGEST_SPAN = 128
 
 def kernels_refuse(pattern: str, segment_length: int, include_own_span: bool, causal: bool) -> str | None:
     """Why the Triton kernels do not have this variant, or None."""
-    if pattern not in ("fixed", "axial"):
-        return f"has pattern=fixed and axial only, got {pattern}"
-    if segment_length > LONGEST_SPAN:
+    if pattern not in ("fixed", "logsparse", "axial"):
+        return f"has pattern=fixed, logsparse and axial only, got {pattern}"
+    if pattern != "logsparse" and segment_length > LONGEST_SPAN:
         return f"takes segment_length <= {LONGEST_SPAN}, got {segment_length}"
     if pattern == "axial" and causal:
         return "has no causal form of pattern=axial"

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from kernels.combiner import triton, triton_axial, triton_backward
+from kernels.combiner import triton, triton_axial, triton_backward, triton_logsparse
 from kernels.common.launch import unit_last_stride
 from kernels.common.ops import register_op
 
 PATTERNS = {
     "fixed": (triton.allocate, triton.forward, triton_backward.backward),
+    "logsparse": (triton_logsparse.allocate, triton_logsparse.forward, triton_logsparse.backward),
     "axial": (triton_axial.allocate, triton_axial.forward, triton_axial.backward),
 }
 """By pattern: what a call allocates, its output first, and its launches, forward and backward."""

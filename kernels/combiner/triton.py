@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
+from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, state_dtype, strides
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -31,22 +31,9 @@ MAX_BLOCK_G = 128
 """Summaries of a tile; a longer sequence takes several."""
 
 
-class Config(NamedTuple):
-    """How a pass over spans is launched: queries of a tile, spans of a program, warps, stages of the load pipeline."""
-
-    rows: int
-    spans: int
-    warps: int
-    stages: int
-
-    @property
-    def options(self) -> dict[str, int]:
-        return dict(num_warps=self.warps, num_stages=self.stages)
-
-
-# By rows of a tile: the span, padded.
-SUMMARISE = {16: Config(16, 1, 1, 1), 32: Config(32, 1, 2, 1), 64: Config(64, 1, 4, 1), 128: Config(128, 1, 4, 1)}
-ATTEND = {16: Config(16, 4, 1, 1), 32: Config(32, 4, 2, 1), 64: Config(64, 4, 4, 1), 128: Config(64, 1, 4, 1)}
+# By rows of a tile: the span, padded. Rows are those of a tile of queries; one warp reduces a span without a barrier.
+SUMMARISE = {16: Config(16, 1, 1), 32: Config(32, 1, 1), 64: Config(64, 1, 1), 128: Config(128, 1, 1)}
+ATTEND = {16: Config(16, 1, 1), 32: Config(32, 2, 1), 64: Config(64, 4, 1), 128: Config(64, 4, 1)}
 
 
 @triton.jit
@@ -143,19 +130,17 @@ def attend_kernel(
     key_ptr, value_ptr, bias_ptr,  # (B·H, G, D'), (B·H, G, D'), (B·H, G)
     out_ptr, out_b, out_h, out_n,
     norm_ptr,  # (B·H, N): log₂ of the normaliser
-    length, num_heads, spans, splits, chunk,
+    length, num_heads, spans,
     SPAN: tl.constexpr, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr, HAS_MASK: tl.constexpr,
     ONE_BLOCK: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Output of `chunk` spans of a head. ONE_BLOCK: all summaries are in one tile, which all these spans share."""
-    b, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), num_heads, splits)
+    """Output of one span of a head. ONE_BLOCK: all summaries are in one tile, which needs no running softmax."""
+    b, h, span = place(tl.num_programs(0) - 1 - tl.program_id(0), num_heads, spans)
     wide_h = h.to(tl.int64)
     head = b * num_heads + h
     q_ptr += b * q_b + wide_h * q_h
-    k_ptr += b * k_b + wide_h * k_h
-    v_ptr += b * v_b + wide_h * v_h
     out_ptr += b * out_b + wide_h * out_h
     mask_ptr += b * mask_b
     norm_ptr += head * length
@@ -164,45 +149,40 @@ def attend_kernel(
     bias_ptr += head * spans
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
     offset_n, offset_m, region = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_G)
-    if ONE_BLOCK:
-        key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, 0, spans, BLOCK_G, BLOCK_D, COMPUTE)
-    for span in range(part * chunk, tl.minimum((part + 1) * chunk, spans)):
-        start = span * SPAN
-        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & (offset_n < SPAN)
-        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        token_bias = tl.where(real, 0.0, NEVER)
-        for row in range(0, SPAN, BLOCK_M):
-            keep = (start + row + offset_m < length) & (row + offset_m < SPAN)
-            asks = real_rows(mask_ptr, mask_n, start + row, length, offset_m, HAS_MASK) & keep
-            q = load_rows(q_ptr, q_n, start + row, offset_m, asks, HEAD_DIM, BLOCK_D)
-            own = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * SCALE + token_bias[None, :]
-            if CAUSAL:
-                own = tl.where(offset_n[None, :] <= row + offset_m[:, None], own, NEVER)
-            peak = tl.max(own, axis=1)
-            if ONE_BLOCK:
-                hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
+    start = span * SPAN
+    real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & (offset_n < SPAN)
+    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+    token_bias = tl.where(real, 0.0, NEVER)
+    for row in range(0, SPAN, BLOCK_M):
+        keep = (start + row + offset_m < length) & (row + offset_m < SPAN)
+        asks = real_rows(mask_ptr, mask_n, start + row, length, offset_m, HAS_MASK) & keep
+        q = load_rows(q_ptr, q_n, start + row, offset_m, asks, HEAD_DIM, BLOCK_D)
+        own = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * SCALE + token_bias[None, :]
+        if CAUSAL:
+            own = tl.where(offset_n[None, :] <= row + offset_m[:, None], own, NEVER)
+        peak = tl.max(own, axis=1)
+        if ONE_BLOCK:
+            key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, 0, spans, BLOCK_G, BLOCK_D, COMPUTE)
+            hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
+            others = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
+            peak = tl.maximum(peak, tl.max(others, axis=1))
+            weights, far = tl.exp2(own - peak[:, None]), tl.exp2(others - peak[:, None])
+            mass = tl.sum(weights, axis=1) + tl.sum(far, axis=1)
+            out = product(weights, v, COMPUTE, OPERAND, PRECISION)
+            out += product(far, value, COMPUTE, OPERAND, PRECISION)
+        else:
+            weights = tl.exp2(own - peak[:, None])
+            mass, out = tl.sum(weights, axis=1), product(weights, v, COMPUTE, OPERAND, PRECISION)
+            for first in range(0, span if CAUSAL else spans, BLOCK_G):
+                key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE)
+                hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
                 others = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
-                peak = tl.maximum(peak, tl.max(others, axis=1))
-                weights, far = tl.exp2(own - peak[:, None]), tl.exp2(others - peak[:, None])
-                mass = tl.sum(weights, axis=1) + tl.sum(far, axis=1)
-                out = product(weights, v, COMPUTE, OPERAND, PRECISION)
-                out += product(far, value, COMPUTE, OPERAND, PRECISION)
-            else:
-                weights = tl.exp2(own - peak[:, None])
-                mass, out = tl.sum(weights, axis=1), product(weights, v, COMPUTE, OPERAND, PRECISION)
-                for first in range(0, span if CAUSAL else spans, BLOCK_G):
-                    key, value, bias = load_summaries(
-                        key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE
-                    )
-                    hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
-                    others = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
-                    peak, mass, out = absorb(peak, mass, out, others, value, COMPUTE, OPERAND, PRECISION)
-            out = tl.where(asks[:, None], out / mass[:, None], 0.0)
-            store_rows(out_ptr, out_n, start + row, offset_m, keep, out, HEAD_DIM, BLOCK_D)
-            # A padded query has a normaliser so large that the backward pass gives it no weight.
-            norm = tl.where(asks, peak + tl.log2(mass), -NEVER)
-            tl.store(norm_ptr + start + row + offset_m, norm, mask=keep)
+                peak, mass, out = absorb(peak, mass, out, others, value, COMPUTE, OPERAND, PRECISION)
+        out = tl.where(asks[:, None], out / mass[:, None], 0.0)
+        store_rows(out_ptr, out_n, start + row, offset_m, keep, out, HEAD_DIM, BLOCK_D)
+        # A padded query has a normaliser so large that the backward pass gives it no weight.
+        tl.store(norm_ptr + start + row + offset_m, tl.where(asks, peak + tl.log2(mass), -NEVER), mask=keep)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -230,10 +210,6 @@ class Shape(NamedTuple):
     def summaries(self) -> int:
         """Summaries of a tile."""
         return min(MAX_BLOCK_G, max(16, triton.next_power_of_2(self.spans)))
-
-    def parts(self, config: Config) -> tuple[int, int]:
-        """Programs that share a head, and spans of each."""
-        return triton.cdiv(self.spans, config.spans), config.spans
 
 
 def constants(q: Tensor, shape: Shape, masked: bool, causal: bool, include_own: bool) -> dict:
@@ -277,9 +253,8 @@ def forward(
         COMPUTE=arithmetic(q.dtype)["COMPUTE"], **SUMMARISE[shape.rows].options,
     )  # fmt: skip
     config = ATTEND[shape.rows]
-    splits, chunk = shape.parts(config)
-    attend_kernel[(batch * heads * splits,)](
-        *inputs, key, value, bias, out, *strides(out), norm, length, heads, spans, splits, chunk,
+    attend_kernel[(batch * heads * spans,)](
+        *inputs, key, value, bias, out, *strides(out), norm, length, heads, spans,
         ONE_BLOCK=spans <= shape.summaries, BLOCK_M=config.rows, **constants(q, shape, masked, causal, include_own),
         **config.options,
     )  # fmt: skip

@@ -19,16 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.combiner.triton import LOG2E, Config, Shape, constants, load_summaries, visible
-from kernels.common import launch
-from kernels.common.launch import block_dim, mask_arguments, strides
+from kernels.combiner.triton import LOG2E, Shape, constants, load_summaries, visible
+from kernels.common.launch import Config, block_dim, mask_arguments, split, strides
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
 
-# By summaries of a tile: queries of a tile, warps and stages.
-SUMMARIES = {16: launch.Config(128, 4, 2), 32: launch.Config(64, 4, 2), 64: launch.Config(64, 4, 2),
-             128: launch.Config(64, 8, 2)}  # fmt: skip
-# By rows of a tile: the span, padded.
-SPANS = {16: Config(16, 4, 1, 1), 32: Config(32, 4, 2, 1), 64: Config(32, 2, 4, 1), 128: Config(32, 1, 8, 1)}
+# By summaries of a tile, then by rows of a tile: the span, padded. Rows are those of a tile of queries.
+SUMMARIES = {16: Config(32, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 3), 128: Config(64, 4, 3)}
+SHARES = {16: Config(16, 1, 1), 32: Config(32, 1, 1), 64: Config(64, 1, 1), 128: Config(128, 1, 1)}
+SPANS = {16: Config(16, 1, 1), 32: Config(32, 2, 1), 64: Config(64, 4, 1), 128: Config(64, 4, 1)}
 
 
 @triton.jit
@@ -88,11 +86,46 @@ def summaries_backward_kernel(
 
 
 @triton.jit
-def sum_slots(ptr, slots, stride, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
+def sum_slots(ptr, slots, stride, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr):
     """Sum of `slots` rows that lie `stride` apart, (BLOCK_D,)."""
-    offset_p = tl.arange(0, BLOCK_P)
-    position = offset_p.to(tl.int64)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
-    return tl.sum(tl.load(ptr + position, mask=(offset_p < slots)[:, None], other=0.0), axis=0)
+    offset_p, total = tl.arange(0, 8), tl.zeros((8, BLOCK_D), COMPUTE)
+    for first in range(0, slots, 8):
+        position = (first + offset_p).to(tl.int64)[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
+        total += tl.load(ptr + position, mask=(first + offset_p < slots)[:, None], other=0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def shares_backward_kernel(
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    mask_ptr, mask_b, mask_n,
+    share_ptr, ties_ptr, grad_key_ptr, grad_value_ptr,  # (B·H, N), (B·H, G, 2, D'), slots (B·H, slots, G, D')
+    grad_share_ptr, passed_ptr,  # ds / τ (B·H, N); dh and, by tie, dq̂ / τ and dk̂ / τ (B·H, G, 3, D')
+    length, num_heads, spans, slots,
+    SPAN: tl.constexpr, HAS_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """What the summary of one span passes to its tokens."""
+    b, h, span = place(tl.num_programs(0) - 1 - tl.program_id(0), num_heads, spans)
+    wide_h, head = h.to(tl.int64), b * num_heads + h
+    start, offset_n, offset_d = span * SPAN, tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
+    keep = (start + offset_n < length) & (offset_n < SPAN)
+    real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK) & keep
+    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+    share = tl.load(share_ptr + head * length + start + offset_n, mask=keep, other=0.0)
+    slot = (head * slots * spans + span) * BLOCK_D
+    grad_key = sum_slots(grad_key_ptr + slot, slots, spans * BLOCK_D, BLOCK_D, COMPUTE)
+    grad_value = sum_slots(grad_value_ptr + slot, slots, spans * BLOCK_D, BLOCK_D, COMPUTE)
+    grad_share = tl.sum(v * grad_value[None, :], axis=1)
+    grad_share = share * (grad_share - tl.sum(share * grad_share, axis=0))
+    tl.store(grad_share_ptr + head * length + start + offset_n, grad_share, mask=keep)
+    ties_ptr += (head * spans + span) * 2 * BLOCK_D + offset_d
+    passed_ptr += (head * spans + span) * 3 * BLOCK_D + offset_d
+    tl.store(passed_ptr, grad_value)
+    tl.store(passed_ptr + BLOCK_D, tl.sum(grad_share[:, None] * k, axis=0) * tl.load(ties_ptr))
+    tl.store(passed_ptr + 2 * BLOCK_D, grad_key * tl.load(ties_ptr + BLOCK_D))
 
 
 @triton.jit
@@ -115,97 +148,74 @@ def spans_backward_kernel(
     grad_ptr, grad_b, grad_h, grad_n,
     mask_ptr, mask_b, mask_n,
     key_ptr, value_ptr, asking_ptr, bias_ptr,  # k̂, h, q̂ (B·H, G, D'), bias (B·H, G)
-    ties_ptr, share_ptr, norm_ptr, delta_ptr,  # (B·H, G, 2, D'), then (B·H, N) each
-    grad_key_ptr, grad_value_ptr,  # slots (B·H, slots, G, D')
+    norm_ptr, delta_ptr, share_ptr, grad_share_ptr, passed_ptr,  # (B·H, N), the last (B·H, G, 3, D')
     grad_q_ptr, gq_b, gq_h, gq_n,
     grad_k_ptr, gk_b, gk_h, gk_n,
     grad_v_ptr, gv_b, gv_h, gv_n,
-    length, num_heads, spans, splits, chunk, slots,
+    length, num_heads, spans,
     SPAN: tl.constexpr, CAUSAL: tl.constexpr, INCLUDE_OWN: tl.constexpr, HAS_MASK: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_M: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and dv of `chunk` spans of a head, with what their own summaries pass on."""
-    b, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), num_heads, splits)
+    """dq, dk and dv of one span of a head, with what its own summary passes on."""
+    b, h, span = place(tl.program_id(0), num_heads, spans)
     wide_h = h.to(tl.int64)
     head = b * num_heads + h
     q_ptr += b * q_b + wide_h * q_h
-    k_ptr += b * k_b + wide_h * k_h
-    v_ptr += b * v_b + wide_h * v_h
     grad_ptr += b * grad_b + wide_h * grad_h
     grad_q_ptr += b * gq_b + wide_h * gq_h
-    grad_k_ptr += b * gk_b + wide_h * gk_h
-    grad_v_ptr += b * gv_b + wide_h * gv_h
     mask_ptr += b * mask_b
     norm_ptr += head * length
     delta_ptr += head * length
-    share_ptr += head * length
     key_ptr += head * spans * BLOCK_D
     value_ptr += head * spans * BLOCK_D
-    asking_ptr += head * spans * BLOCK_D
-    ties_ptr += head * spans * 2 * BLOCK_D
+    asking_ptr += (head * spans + span) * BLOCK_D
     bias_ptr += head * spans
-    grad_key_ptr += head * slots * spans * BLOCK_D
-    grad_value_ptr += head * slots * spans * BLOCK_D
+    passed_ptr += (head * spans + span) * 3 * BLOCK_D
     TAU: tl.constexpr = HEAD_DIM**-0.5
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
     offset_n, offset_m, offset_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    region = tl.arange(0, BLOCK_G)
-    for span in range(part * chunk, tl.minimum((part + 1) * chunk, spans)):
-        start = span * SPAN
-        inside = (start + offset_n < length) & (offset_n < SPAN)
-        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & inside
-        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        token_bias = tl.where(real, 0.0, NEVER)
-
-        # The span's own summary; ds in units of 1 / τ, as are dq and dk until they are stored.
-        share = tl.load(share_ptr + start + offset_n, mask=inside, other=0.0)
-        from_key = sum_slots(grad_key_ptr + span * BLOCK_D, slots, spans * BLOCK_D, BLOCK_P, BLOCK_D)
-        from_value = sum_slots(grad_value_ptr + span * BLOCK_D, slots, spans * BLOCK_D, BLOCK_P, BLOCK_D)
-        grad_share = tl.sum(v.to(COMPUTE) * from_value[None, :], axis=1)
-        grad_share = share * (grad_share - tl.sum(share * grad_share, axis=0))
-        asking = tl.load(asking_ptr + span * BLOCK_D + offset_d)
-        from_asking = tl.sum(grad_share[:, None] * k.to(COMPUTE), axis=0)
-        from_asking *= tl.load(ties_ptr + span * 2 * BLOCK_D + offset_d)
-        from_key *= tl.load(ties_ptr + (span * 2 + 1) * BLOCK_D + offset_d)
-
-        grad_k, grad_v = tl.zeros((BLOCK_S, BLOCK_D), COMPUTE), tl.zeros((BLOCK_S, BLOCK_D), COMPUTE)
-        for row in range(0, SPAN, BLOCK_M):
-            keep = (start + row + offset_m < length) & (row + offset_m < SPAN)
-            asks = real_rows(mask_ptr, mask_n, start + row, length, offset_m, HAS_MASK) & keep
-            q = load_rows(q_ptr, q_n, start + row, offset_m, asks, HEAD_DIM, BLOCK_D)
-            grad = load_rows(grad_ptr, grad_n, start + row, offset_m, asks, HEAD_DIM, BLOCK_D)
-            norm = tl.load(norm_ptr + start + row + offset_m, mask=keep, other=-NEVER)
-            delta = tl.load(delta_ptr + start + row + offset_m, mask=keep, other=0.0)
-            # Keys are rows here, so that the transposes of P and dS enter the products for dv and dk as they are.
-            logits = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION) * SCALE + token_bias[:, None]
-            if CAUSAL:
-                logits = tl.where(offset_n[:, None] <= row + offset_m[None, :], logits, NEVER)
-            weights = tl.exp2(logits - norm[None, :])
-            grad_v += product(weights, grad, COMPUTE, OPERAND, PRECISION)
-            reading = product(v, tl.trans(grad), COMPUTE, OPERAND, PRECISION)
-            grad_logits = weights * (reading - delta[None, :])
-            grad_k += product(grad_logits, q, COMPUTE, OPERAND, PRECISION)
-            grad_q = product(tl.trans(grad_logits), k, COMPUTE, OPERAND, PRECISION)
-            for first in range(0, span if CAUSAL else spans, BLOCK_G):
-                key, value, bias = load_summaries(
-                    key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE
-                )
-                hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
-                grad_q += summaries_gradient(
-                    q, grad, norm, delta, key, value, hidden, SCALE, COMPUTE, OPERAND, PRECISION
-                )
-            holds = asks[:, None] & (q == asking[None, :])
-            grad_q = tl.where(holds, grad_q + from_asking[None, :], grad_q) * TAU
-            store_rows(grad_q_ptr, gq_n, start + row, offset_m, keep, grad_q, HEAD_DIM, BLOCK_D)
-        highest = tl.load(key_ptr + span * BLOCK_D + offset_d)
-        grad_k += grad_share[:, None] * asking.to(COMPUTE)[None, :]
-        grad_k = tl.where(real[:, None] & (k == highest[None, :]), grad_k + from_key[None, :], grad_k) * TAU
-        grad_v += share[:, None] * from_value[None, :]
-        store_rows(grad_k_ptr, gk_n, start, offset_n, inside, grad_k, HEAD_DIM, BLOCK_D)
-        store_rows(grad_v_ptr, gv_n, start, offset_n, inside, grad_v, HEAD_DIM, BLOCK_D)
+    start, region = span * SPAN, tl.arange(0, BLOCK_G)
+    inside = (start + offset_n < length) & (offset_n < SPAN)
+    real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & inside
+    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+    token_bias = tl.where(real, 0.0, NEVER)
+    grad_k, grad_v = tl.zeros((BLOCK_S, BLOCK_D), COMPUTE), tl.zeros((BLOCK_S, BLOCK_D), COMPUTE)
+    for row in range(0, SPAN, BLOCK_M):
+        keep = (start + row + offset_m < length) & (row + offset_m < SPAN)
+        asks = real_rows(mask_ptr, mask_n, start + row, length, offset_m, HAS_MASK) & keep
+        q = load_rows(q_ptr, q_n, start + row, offset_m, asks, HEAD_DIM, BLOCK_D)
+        grad = load_rows(grad_ptr, grad_n, start + row, offset_m, asks, HEAD_DIM, BLOCK_D)
+        norm = tl.load(norm_ptr + start + row + offset_m, mask=keep, other=-NEVER)
+        delta = tl.load(delta_ptr + start + row + offset_m, mask=keep, other=0.0)
+        # Keys are rows here, so that the transposes of P and dS enter the products for dv and dk as they are.
+        logits = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION) * SCALE + token_bias[:, None]
+        if CAUSAL:
+            logits = tl.where(offset_n[:, None] <= row + offset_m[None, :], logits, NEVER)
+        weights = tl.exp2(logits - norm[None, :])
+        grad_v += product(weights, grad, COMPUTE, OPERAND, PRECISION)
+        reading = product(v, tl.trans(grad), COMPUTE, OPERAND, PRECISION)
+        grad_logits = weights * (reading - delta[None, :])
+        grad_k += product(grad_logits, q, COMPUTE, OPERAND, PRECISION)
+        grad_q = product(tl.trans(grad_logits), k, COMPUTE, OPERAND, PRECISION)
+        for first in range(0, span if CAUSAL else spans, BLOCK_G):
+            key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, first, spans, BLOCK_G, BLOCK_D, COMPUTE)
+            hidden = visible(bias, first + region, span, CAUSAL, INCLUDE_OWN)
+            grad_q += summaries_gradient(q, grad, norm, delta, key, value, hidden, SCALE, COMPUTE, OPERAND, PRECISION)
+        holds = asks[:, None] & (q == tl.load(asking_ptr + offset_d)[None, :])
+        grad_q = tl.where(holds, grad_q + tl.load(passed_ptr + BLOCK_D + offset_d)[None, :], grad_q) * TAU
+        store_rows(grad_q_ptr, gq_n, start + row, offset_m, keep, grad_q, HEAD_DIM, BLOCK_D)
+    at = head * length + start + offset_n
+    share = tl.load(share_ptr + at, mask=inside, other=0.0)
+    grad_v += share[:, None] * tl.load(passed_ptr + offset_d)[None, :]
+    store_rows(grad_v_ptr + b * gv_b + wide_h * gv_h, gv_n, start, offset_n, inside, grad_v, HEAD_DIM, BLOCK_D)
+    grad_share = tl.load(grad_share_ptr + at, mask=inside, other=0.0)
+    grad_k += grad_share[:, None] * tl.load(asking_ptr + offset_d).to(COMPUTE)[None, :]
+    holds = real[:, None] & (k == tl.load(key_ptr + span * BLOCK_D + offset_d)[None, :])
+    grad_k = tl.where(holds, grad_k + tl.load(passed_ptr + 2 * BLOCK_D + offset_d)[None, :], grad_k) * TAU
+    store_rows(grad_k_ptr + b * gk_b + wide_h * gk_h, gk_n, start, offset_n, inside, grad_k, HEAD_DIM, BLOCK_D)
 
 
 def backward(
@@ -219,7 +229,7 @@ def backward(
     out, norm, key, value, asking, bias, share, ties = state
     mask = mask_arguments(key_mask, q)
     config = SUMMARIES[shape.summaries]
-    slots, chunk = launch.split(length, config.rows, batch * heads)
+    slots, chunk = split(length, config.rows, batch * heads)
     delta = torch.empty_like(norm)
     grad_key, grad_value = (
         torch.empty(batch * heads, slots, spans, block_dim(dim), dtype=norm.dtype, device=q.device) for _ in range(2)
@@ -229,15 +239,20 @@ def backward(
         grad_key, grad_value, length, heads, spans, slots, chunk,
         BLOCK_N=config.rows, **{k: x for k, x in flags.items() if k != "BLOCK_S"}, **config.options,
     )  # fmt: skip
+    keys = (k, *strides(k), v, *strides(v))
+    grad_share, passed = torch.empty_like(share), norm.new_empty(batch * heads, spans, 3, block_dim(dim))
+    shares_backward_kernel[(batch * heads * spans,)](
+        *keys, *mask, share, ties, grad_key, grad_value, grad_share, passed, length, heads, spans, slots,
+        SPAN=span, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_S=shape.rows,
+        BLOCK_D=block_dim(dim), COMPUTE=flags["COMPUTE"], **SHARES[shape.rows].options,
+    )  # fmt: skip
     grads = [torch.empty_like(x) for x in (q, k, v)]
     grad_q, grad_k, grad_v = grads
     config = SPANS[shape.rows]
-    splits, chunk = shape.parts(config)
-    spans_backward_kernel[(batch * heads * splits,)](
-        q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask,
-        key, value, asking, bias, ties, share, norm, delta, grad_key, grad_value,
-        grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v),
-        length, heads, spans, splits, chunk, slots,
-        BLOCK_M=config.rows, BLOCK_P=triton.next_power_of_2(slots), **flags, **config.options,
+    spans_backward_kernel[(batch * heads * spans,)](
+        q, *strides(q), *keys, grad, *strides(grad), *mask,
+        key, value, asking, bias, norm, delta, share, grad_share, passed,
+        grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v), length, heads, spans,
+        BLOCK_M=config.rows, **flags, **config.options,
     )  # fmt: skip
     return grads

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from attention.base import Attention
 from attention.registry import register
-from kernels.mra import check_options, mra_attention
+from kernels.mra import IMPLEMENTATIONS, check_options, mra_attention
 
 
 @register("mra", mra_s={"mode": "sparse"})
@@ -21,6 +21,8 @@ class MRA(Attention):
 
     A query may get no refined block: "full" then attends through the means only, "sparse" gives zeros.
     """
+
+    implementations = IMPLEMENTATIONS
 
     def __init__(
         self,

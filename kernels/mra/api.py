@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from kernels.common.dispatch import check_impl, resolve_impl
+from kernels.common.dispatch import choose_impl
 from kernels.common.inputs import check_choice, check_positive
 from kernels.common.layout import heads_last
 from kernels.mra import reference
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("reference", "triton")
 MODES = ("full", "sparse")  # MRA-2, MRA-2-s
 BLOCK_SIZES = (16, 32, 64)
 
@@ -50,17 +50,15 @@ def mra_attention(
     the budget follows the length of the call, row maxima ignore padding, and sums are exact instead of + 1e-6.
     """
     check_options(mode, block_size, blocks_per_row, first_blocks, diagonal_blocks)
-    check_impl(impl, IMPLEMENTATIONS, "mra")
-    resolve_impl(impl, q.device, IMPLEMENTATIONS)
-    out = reference.mra_attention(
-        q,
-        k,
-        v,
-        key_mask,
+    options = dict(
         mode=mode,
         block_size=block_size,
         blocks_per_row=blocks_per_row,
         first_blocks=first_blocks,
         diagonal_blocks=diagonal_blocks,
     )
-    return heads_last(out, key_mask, q.dtype)
+    if choose_impl(impl, q, IMPLEMENTATIONS, "mra") == "triton":
+        from kernels.mra import ops  # Triton is needed only here
+
+        return ops.mra_attention(q, k, v, key_mask, **options)
+    return heads_last(reference.mra_attention(q, k, v, key_mask, **options), key_mask, q.dtype)

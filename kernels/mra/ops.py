@@ -1,0 +1,83 @@
+"""MRA's launches as operators, and their gradient."""
+
+import torch
+from torch import Tensor
+
+from kernels.common.launch import block_dim, state_dtype, unit_last_stride
+from kernels.common.ops import register_op
+from kernels.mra import triton, triton_backward
+from kernels.mra.triton_select import ROWS
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None,
+    full: bool, block_size: int, budget: int, first_blocks: int, diagonal_blocks: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    batch, heads, length, dim = q.shape
+    sequences, blocks, dtype = batch * heads, -(-length // block_size), state_dtype(q.dtype)
+    words, whole = -(-blocks // 32), torch.int32
+    return (
+        q.new_empty(batch, length, heads, dim).transpose(1, 2),
+        q.new_empty(sequences, blocks * block_size, dtype=dtype),
+        q.new_empty(3, sequences, blocks, block_dim(dim), dtype=dtype),
+        q.new_empty(sequences, blocks, dtype=dtype),
+        q.new_empty(sequences, blocks, words, dtype=whole),
+        q.new_empty(sequences, -(-blocks // ROWS), words, dtype=whole),
+        q.new_empty(sequences, blocks + 1, dtype=whole),
+        q.new_empty(sequences, budget, dtype=whole),
+    )
+
+
+def _run_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, log_mass: Tensor,
+    means: Tensor, counts: Tensor, bits: Tensor, words: Tensor, starts: Tensor, listed: Tensor,
+    full: bool, block_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    state = [means, counts, bits, words, starts, listed]
+    return triton_backward.backward(grad, q, k, v, key_mask, out, log_mass, state, full, block_size)
+
+
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? key_mask"
+_STATE = "Tensor means, Tensor counts, Tensor bits, Tensor words, Tensor starts, Tensor listed"
+_EIGHT = ", ".join(["Tensor"] * 8)
+forward = register_op(
+    "mra_forward",
+    f"({_INPUTS}, bool full, int block_size, int budget, int first_blocks, int diagonal_blocks) -> ({_EIGHT})",
+    triton.forward,
+    _forward,
+)
+backward = register_op(
+    "mra_backward",
+    f"(Tensor grad, {_INPUTS}, Tensor out, Tensor log_mass, {_STATE}, bool full, int block_size) "
+    "-> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _backward,
+)
+
+
+class _MRA(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, key_mask, full, block_size, budget, first_blocks, diagonal_blocks):
+        out, *state = forward(q, k, v, key_mask, full, block_size, budget, first_blocks, diagonal_blocks)
+        ctx.save_for_backward(q, k, v, key_mask, out, *state)
+        ctx.options = (full, block_size)
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return *backward(unit_last_stride(grads[0]), *ctx.saved_tensors, *ctx.options), *([None] * 6)
+
+
+def mra_attention(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, *,
+    mode: str, block_size: int, blocks_per_row: int, first_blocks: int, diagonal_blocks: int,
+) -> Tensor:  # fmt: skip
+    """`kernels.mra.api.mra_attention` through the kernels."""
+    q, k, v = (unit_last_stride(x) for x in (q, k, v))
+    blocks = -(-q.shape[2] // block_size)
+    budget = min(blocks_per_row * blocks, blocks**2)
+    return _MRA.apply(q, k, v, key_mask, mode == "full", block_size, budget, first_blocks, diagonal_blocks)

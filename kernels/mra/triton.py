@@ -1,0 +1,170 @@
+"""MRA-2 and MRA-2-s in Triton: the forward pass over the refined pairs, and how its tiles are gathered.
+
+With b tokens a block, m refined pairs and nb blocks in each of B·H heads, a call costs
+
+    pool, out                 4 touches of one (B, H, N, D) tensor, and 2 m b D numbers gathered through L2
+    select (triton_select)    nb² scores a head, read 8 times: 1, 4, 17 MB at N = 1024, 4096, 16384 of the table
+    backward (triton_backward)  8 touches, and 2 passes of 2 m b D gathered numbers, 7 products of m tiles b × b × D
+
+so that at 8 blocks of 32 a row the 65,536 tiles of the table decide: 0.27 GB gathered and 67 million exponentials in
+each of three passes. A program owns one block of queries (in the backward pass also of keys) and walks its list,
+several blocks a step: every sum has one owner and one order.
+"""
+
+# Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportPossiblyUnboundVariable=false
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
+from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
+from kernels.mra.triton_select import LOG2E, Selection, select
+
+UNSEEN = tl.constexpr(1e30)
+"""Log-mass of a query that sees no key, and of padding: it takes every weight to zero."""
+
+
+class Walk(NamedTuple):
+    """How a pass over lists of blocks is launched: tokens gathered a step, warps of a program, stages of the loads."""
+
+    tokens: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        return dict(num_warps=self.warps, num_stages=self.stages)
+
+
+# By padded head dimension.
+ATTEND = {16: Walk(64, 2, 3), 32: Walk(64, 2, 3), 64: Walk(64, 4, 3), 128: Walk(64, 4, 2)}
+
+
+@triton.jit
+def gathered_tokens(listed_ptr, slot, last, BLOCK: tl.constexpr, TOKENS: tl.constexpr):
+    """Tokens of the TOKENS // BLOCK blocks listed from `slot`, and which of them come before the end of the list.
+
+    Behind the end the last block comes again, so that every token exists.
+    """
+    offset = tl.arange(0, TOKENS)
+    slots = slot + offset // BLOCK
+    block = tl.load(listed_ptr + tl.minimum(slots, last - 1))
+    return block.to(tl.int64) * BLOCK + offset % BLOCK, slots < last
+
+
+@triton.jit
+def gather_rows(ptr, stride_n, token, keep, DENSE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows `token` of a head, zero where not `keep`, which with DENSE nobody asks, and in columns of padding."""
+    offset_d = tl.arange(0, BLOCK_D)
+    position = ptr + token[:, None] * stride_n + offset_d[None, :]
+    if DENSE and HEAD_DIM == BLOCK_D:
+        return tl.load(position)
+    elif DENSE:
+        return tl.load(position, mask=(offset_d < HEAD_DIM)[None, :], other=0.0)
+    elif HEAD_DIM == BLOCK_D:
+        return tl.load(position, mask=keep[:, None], other=0.0)
+    else:
+        return tl.load(position, mask=keep[:, None] & (offset_d < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def real_gathered(mask_ptr, mask_n, token, listed, length, DENSE: tl.constexpr, HAS_MASK: tl.constexpr):
+    """Which gathered tokens count."""
+    if DENSE:
+        return listed
+    keep = listed & (token < length)
+    if HAS_MASK:
+        keep = keep & (tl.load(mask_ptr + token * mask_n, mask=keep, other=0) != 0)
+    return keep
+
+
+@triton.jit
+def attend_kernel(
+    q_ptr, q_b, q_h, q_n,
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    mask_ptr, mask_b, mask_n,
+    start_ptr, listed_ptr, coarse_peak_ptr, coarse_mass_ptr, coarse_sum_ptr,
+    out_ptr, out_b, out_h, out_n,
+    log_mass_ptr, length, num_heads, num_blocks, budget,
+    FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Output and log₂ of the mass of one block of queries: from the coarse sums on, one streaming softmax."""
+    b, h, x = place(tl.program_id(0), num_heads, num_blocks)
+    wide_h = h.to(tl.int64)
+    head = b * num_heads + h
+    k_ptr += b * k_b + wide_h * k_h
+    v_ptr += b * v_b + wide_h * v_h
+    mask_ptr += b * mask_b
+    listed_ptr += head * budget
+    offset_n, offset_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
+    real = real_rows(mask_ptr, mask_n, x * BLOCK, length, offset_n, HAS_MASK)
+    q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, x * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
+    slot = tl.load(start_ptr + head * (num_blocks + 1) + x)
+    last = tl.load(start_ptr + head * (num_blocks + 1) + x + 1)
+    peak, mass = tl.full((BLOCK,), NEVER, COMPUTE), tl.zeros((BLOCK,), COMPUTE)
+    total = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
+    if FULL:
+        row = head * num_blocks + x
+        peak = tl.zeros((BLOCK,), COMPUTE) + tl.load(coarse_peak_ptr + row)
+        mass += tl.load(coarse_mass_ptr + row)
+        total += tl.load(coarse_sum_ptr + row * BLOCK_D + offset_d)[None, :]
+    for first in range(slot, last, TOKENS // BLOCK):
+        token, listed = gathered_tokens(listed_ptr, first, last, BLOCK, TOKENS)
+        keep = real_gathered(mask_ptr, mask_n, token, listed, length, DENSE, HAS_MASK)
+        k = gather_rows(k_ptr, k_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
+        v = gather_rows(v_ptr, v_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
+        logits = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION)
+        logits = tl.where(keep[None, :], logits, -float("inf"))
+        higher = tl.maximum(peak, tl.max(logits, axis=1) * SCALE)
+        weights = tl.exp2(logits * SCALE - higher[:, None])
+        scale = tl.exp2(peak - higher)
+        mass = mass * scale + tl.sum(weights, axis=1)
+        total = total * scale[:, None] + product(weights, v, COMPUTE, OPERAND, PRECISION)
+        peak = higher
+    seen = real & (mass > 0)
+    mass = tl.where(seen, mass, 1.0)
+    out = tl.where(seen[:, None], total / mass[:, None], 0.0)
+    keep_n = x * BLOCK + offset_n < length
+    store_rows(out_ptr + b * out_b + wide_h * out_h, out_n, x * BLOCK, offset_n, keep_n, out, HEAD_DIM, BLOCK_D)
+    tl.store(log_mass_ptr + (head * num_blocks + x) * BLOCK + offset_n, tl.where(seen, peak + tl.log2(mass), UNSEEN))
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
+
+
+def is_dense(length: int, key_mask: Tensor | None, block_size: int) -> bool:
+    """Whether every token of every block is real."""
+    return key_mask is None and length % block_size == 0
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None,
+    full: bool, block_size: int, budget: int, first_blocks: int, diagonal_blocks: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Output (B, H, N, D), laid out as (B, N, H, D), log₂ of the masses (B·H, nb · b), then the selection."""
+    batch, heads, length, dim = q.shape
+    width, num_blocks = block_dim(dim), triton.cdiv(length, block_size)
+    chosen, coarse = select(q, k, v, key_mask, full, block_size, budget, first_blocks, diagonal_blocks)
+    out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
+    log_mass = torch.empty(batch * heads, num_blocks * block_size, dtype=state_dtype(q.dtype), device=q.device)
+    walk = ATTEND[width]
+    attend_kernel[(batch * heads * num_blocks,)](
+        q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), chosen.starts, chosen.listed,
+        *coarse, out, *strides(out), log_mass, length, heads, num_blocks, budget,
+        FULL=full, HAS_MASK=key_mask is not None, DENSE=is_dense(length, key_mask, block_size), BLOCK=block_size,
+        TOKENS=max(walk.tokens, block_size), HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options,
+    )  # fmt: skip
+    return out, log_mass, *chosen
+
+
+__all__ = ["Selection", "forward"]

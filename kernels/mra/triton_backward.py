@@ -1,0 +1,316 @@
+"""MRA-2 and MRA-2-s in Triton: the backward pass.
+
+With L_i the log-mass of query i, P_ij = e^{τ q_i·k_j − L_i}, δ_i = do_i·o_i, and for each block x of queries
+R_x = min L_i, u_x = Σ_i e^{R_x − L_i} do_i, t_x = Σ_i e^{R_x − L_i} δ_i, the unrefined pairs need block rows only:
+
+    E_xy = c_y e^{S_xy − R_x} ≤ 1,  dS_xy = E_xy (u_x·v̄_y − t_x),
+    dq̄_x = τ Σ_y dS_xy k̄_y,  dk̄_y = τ Σ_x dS_xy q̄_x,  dv̄_y = Σ_x E_xy u_x,  each shared by the tokens of its block.
+
+    transpose  the list of every key block (triton_select)
+    summarise  δ, and R, u, t: 2 touches
+    coarse     dq̄, dk̄, dv̄
+    queries    dq of a block over its list: 3 touches, 3 products a tile
+    keys       dk and dv of a block over its list: 4 touches, 4 products a tile
+"""
+
+# Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportPossiblyUnboundVariable=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.common.launch import arithmetic, block_dim, mask_arguments, strides
+from kernels.common.tiles import load_rows, place, product, real_rows, store_rows
+from kernels.mra.triton import UNSEEN, Walk, gather_rows, gathered_tokens, is_dense, real_gathered
+from kernels.mra.triton_select import LOG2E, Selection, load_means, score_precision, transpose
+
+SUMMARY_TOKENS = 128
+
+# By padded head dimension.
+QUERIES = {16: Walk(64, 2, 3), 32: Walk(64, 2, 3), 64: Walk(64, 4, 3), 128: Walk(64, 4, 2)}
+KEYS = {16: Walk(64, 2, 3), 32: Walk(64, 2, 3), 64: Walk(64, 4, 2), 128: Walk(64, 8, 2)}
+
+
+@triton.jit
+def summarise_kernel(
+    out_ptr, out_b, out_h, out_n,
+    grad_ptr, grad_b, grad_h, grad_n,
+    mask_ptr, mask_b, mask_n,
+    log_mass_ptr, delta_ptr, floor_ptr, sum_ptr, share_ptr,  # L, δ (B·H, nb · b); R, u, t (B·H, nb, …)
+    length, num_heads, num_blocks, parts,
+    FULL: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """δ of TOKENS tokens, and with FULL what their blocks leave to the coarse gradient."""
+    b, h, part = place(tl.program_id(0), num_heads, parts)
+    head = b * num_heads + h
+    wide_h = h.to(tl.int64)
+    offset_n, offset_d = tl.arange(0, TOKENS), tl.arange(0, BLOCK_D)
+    start = part * TOKENS
+    real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK)
+    out = load_rows(out_ptr + b * out_b + wide_h * out_h, out_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+    grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+    grad = grad.to(COMPUTE)
+    delta = tl.sum(out.to(COMPUTE) * grad, axis=1)
+    stored = start + offset_n < num_blocks * BLOCK
+    row = head * num_blocks * BLOCK + start + offset_n
+    tl.store(delta_ptr + row, delta, mask=stored)
+    if FULL:
+        WINDOWS: tl.constexpr = TOKENS // BLOCK
+        log_mass = tl.reshape(tl.load(log_mass_ptr + row, mask=stored, other=UNSEEN), (WINDOWS, BLOCK))
+        floor = tl.min(log_mass, axis=1)
+        weight = tl.exp2(floor[:, None] - log_mass)
+        block = part * WINDOWS + tl.arange(0, WINDOWS)
+        inside = block < num_blocks
+        target = head * num_blocks + block
+        tl.store(floor_ptr + target, floor, mask=inside)
+        tl.store(share_ptr + target, tl.sum(weight * tl.reshape(delta, (WINDOWS, BLOCK)), axis=1), mask=inside)
+        sums = tl.sum(weight[:, :, None] * tl.reshape(grad, (WINDOWS, BLOCK, BLOCK_D)), axis=1)
+        tl.store(sum_ptr + target[:, None] * BLOCK_D + offset_d[None, :], sums, mask=inside[:, None])
+
+
+@triton.jit
+def coarse_scores(
+    mean_row, mean_column, bits_ptr, count_ptr, floor_ptr, head, num_blocks, x, y, TRANSPOSED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """E of the pairs (x, y) of a head, one row an x, or with TRANSPOSED a y."""
+    words = tl.cdiv(num_blocks, 32)
+    count = tl.load(count_ptr + head * num_blocks + y, mask=y < num_blocks, other=0.0)
+    floor = tl.load(floor_ptr + head * num_blocks + x, mask=x < num_blocks, other=UNSEEN)
+    if TRANSPOSED:
+        x, y, count, floor = x[None, :], y[:, None], count[:, None], floor[None, :]
+    else:
+        x, y, count, floor = x[:, None], y[None, :], count[None, :], floor[:, None]
+    inside = (x < num_blocks) & (y < num_blocks)
+    packed = tl.load(bits_ptr + (head * num_blocks + x) * words + y // 32, mask=inside, other=0)
+    visible = ((packed >> (y % 32)) & 1 == 0) & (count > 0)
+    score = product(mean_row, tl.trans(mean_column), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
+    return tl.where(visible, tl.exp2(score - floor) * count, 0.0)
+
+
+@triton.jit
+def coarse_kernel(
+    mean_q_ptr, mean_k_ptr, mean_v_ptr, count_ptr, bits_ptr, floor_ptr, sum_ptr, share_ptr,
+    grad_q_ptr, grad_k_ptr, grad_v_ptr,  # (B·H, nb, D')
+    num_blocks, tiles,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    COMPUTE: tl.constexpr, PRECISION: tl.constexpr, SCORE_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A token's share of dq̄ of ROWS query blocks (program_id(1) = 0), or of dk̄ and dv̄ of ROWS key blocks."""
+    pid = tl.program_id(0)
+    head = (pid // tiles).to(tl.int64)
+    row = (pid % tiles) * ROWS + tl.arange(0, ROWS)
+    offset_d = tl.arange(0, BLOCK_D)
+    target = (head * num_blocks + row[:, None]) * BLOCK_D + offset_d[None, :]
+    present = (row < num_blocks)[:, None]
+    count = tl.load(count_ptr + head * num_blocks + row, mask=row < num_blocks, other=0.0)
+    token_share = 1.0 / tl.maximum(count, 1.0)
+    first_grad, second_grad = tl.zeros((ROWS, BLOCK_D), COMPUTE), tl.zeros((ROWS, BLOCK_D), COMPUTE)
+    if tl.program_id(1) == 0:
+        mean_q = load_means(mean_q_ptr, head, num_blocks, row, BLOCK_D)
+        sums = load_means(sum_ptr, head, num_blocks, row, BLOCK_D)
+        share = tl.load(share_ptr + head * num_blocks + row, mask=row < num_blocks, other=0.0)
+        for first in range(0, num_blocks, CHUNK):
+            y = first + tl.arange(0, CHUNK)
+            mean_k = load_means(mean_k_ptr, head, num_blocks, y, BLOCK_D)
+            mean_v = load_means(mean_v_ptr, head, num_blocks, y, BLOCK_D)
+            weights = coarse_scores(mean_q, mean_k, bits_ptr, count_ptr, floor_ptr, head, num_blocks, row, y,
+                                    False, HEAD_DIM, COMPUTE, SCORE_PRECISION)  # fmt: skip
+            grad = product(sums, tl.trans(mean_v), COMPUTE, COMPUTE, PRECISION) - share[:, None]
+            first_grad += product(weights * grad, mean_k, COMPUTE, COMPUTE, PRECISION)
+        tl.store(grad_q_ptr + target, first_grad * (token_share * HEAD_DIM**-0.5)[:, None], mask=present)
+    else:
+        mean_k = load_means(mean_k_ptr, head, num_blocks, row, BLOCK_D)
+        mean_v = load_means(mean_v_ptr, head, num_blocks, row, BLOCK_D)
+        for first in range(0, num_blocks, CHUNK):
+            x = first + tl.arange(0, CHUNK)
+            mean_q = load_means(mean_q_ptr, head, num_blocks, x, BLOCK_D)
+            sums = load_means(sum_ptr, head, num_blocks, x, BLOCK_D)
+            share = tl.load(share_ptr + head * num_blocks + x, mask=x < num_blocks, other=0.0)
+            weights = coarse_scores(mean_k, mean_q, bits_ptr, count_ptr, floor_ptr, head, num_blocks, x, row,
+                                    True, HEAD_DIM, COMPUTE, SCORE_PRECISION)  # fmt: skip
+            grad = product(mean_v, tl.trans(sums), COMPUTE, COMPUTE, PRECISION) - share[None, :]
+            first_grad += product(weights * grad, mean_q, COMPUTE, COMPUTE, PRECISION)
+            second_grad += product(weights, sums, COMPUTE, COMPUTE, PRECISION)
+        tl.store(grad_k_ptr + target, first_grad * (token_share * HEAD_DIM**-0.5)[:, None], mask=present)
+        tl.store(grad_v_ptr + target, second_grad * token_share[:, None], mask=present)
+
+
+@triton.jit
+def queries_kernel(
+    q_ptr, q_b, q_h, q_n,
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    grad_ptr, grad_b, grad_h, grad_n,
+    mask_ptr, mask_b, mask_n,
+    start_ptr, listed_ptr, log_mass_ptr, delta_ptr, coarse_ptr,
+    grad_q_ptr, gq_b, gq_h, gq_n,
+    length, num_heads, num_blocks, budget,
+    FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq of one block of queries: dq_i = τ Σ_j P_ij (do_i·v_j − δ_i) k_j + the share of dq̄."""
+    b, h, x = place(tl.program_id(0), num_heads, num_blocks)
+    wide_h = h.to(tl.int64)
+    head = b * num_heads + h
+    k_ptr += b * k_b + wide_h * k_h
+    v_ptr += b * v_b + wide_h * v_h
+    mask_ptr += b * mask_b
+    listed_ptr += head * budget
+    offset_n, offset_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
+    real = real_rows(mask_ptr, mask_n, x * BLOCK, length, offset_n, HAS_MASK)
+    q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, x * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
+    grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, x * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
+    row = (head * num_blocks + x) * BLOCK + offset_n
+    log_mass, delta = tl.load(log_mass_ptr + row), tl.load(delta_ptr + row)
+    slot = tl.load(start_ptr + head * (num_blocks + 1) + x)
+    last = tl.load(start_ptr + head * (num_blocks + 1) + x + 1)
+    grad_q = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
+    for first in range(slot, last, TOKENS // BLOCK):
+        token, listed = gathered_tokens(listed_ptr, first, last, BLOCK, TOKENS)
+        keep = real_gathered(mask_ptr, mask_n, token, listed, length, DENSE, HAS_MASK)
+        k = gather_rows(k_ptr, k_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
+        v = gather_rows(v_ptr, v_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
+        logits = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION)
+        weights = tl.where(keep[None, :], tl.exp2(logits * SCALE - log_mass[:, None]), 0.0)
+        reading = product(grad, tl.trans(v), COMPUTE, OPERAND, PRECISION)
+        grad_q += product(weights * (reading - delta[:, None]), k, COMPUTE, OPERAND, PRECISION)
+    grad_q *= HEAD_DIM**-0.5
+    if FULL:
+        grad_q += tl.load(coarse_ptr + (head * num_blocks + x) * BLOCK_D + offset_d)[None, :]
+    inside = x * BLOCK + offset_n < length
+    grad_q = tl.where(real[:, None], grad_q, 0.0)
+    store_rows(grad_q_ptr + b * gq_b + wide_h * gq_h, gq_n, x * BLOCK, offset_n, inside, grad_q, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def keys_kernel(
+    q_ptr, q_b, q_h, q_n,
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    grad_ptr, grad_b, grad_h, grad_n,
+    mask_ptr, mask_b, mask_n,
+    start_ptr, listed_ptr, log_mass_ptr, delta_ptr, coarse_k_ptr, coarse_v_ptr,
+    grad_k_ptr, gk_b, gk_h, gk_n,
+    grad_v_ptr, gv_b, gv_h, gv_n,
+    length, num_heads, num_blocks, budget,
+    FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of one block of keys: dv_j = Σ_i P_ij do_i, dk_j = τ Σ_i P_ij (do_i·v_j − δ_i) q_i, + their shares."""
+    b, h, y = place(tl.program_id(0), num_heads, num_blocks)
+    wide_h = h.to(tl.int64)
+    head = b * num_heads + h
+    q_ptr += b * q_b + wide_h * q_h
+    grad_ptr += b * grad_b + wide_h * grad_h
+    mask_ptr += b * mask_b
+    listed_ptr += head * budget
+    log_mass_ptr += head * num_blocks * BLOCK
+    delta_ptr += head * num_blocks * BLOCK
+    offset_n, offset_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
+    real = real_rows(mask_ptr, mask_n, y * BLOCK, length, offset_n, HAS_MASK)
+    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, y * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
+    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, y * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
+    slot = tl.load(start_ptr + head * (num_blocks + 1) + y)
+    last = tl.load(start_ptr + head * (num_blocks + 1) + y + 1)
+    grad_k, grad_v = tl.zeros((BLOCK, BLOCK_D), COMPUTE), tl.zeros((BLOCK, BLOCK_D), COMPUTE)
+    for first in range(slot, last, TOKENS // BLOCK):
+        token, listed = gathered_tokens(listed_ptr, first, last, BLOCK, TOKENS)
+        keep = real_gathered(mask_ptr, mask_n, token, listed, length, DENSE, HAS_MASK)
+        q = gather_rows(q_ptr, q_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
+        grad = gather_rows(grad_ptr, grad_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
+        # Rows of padding may hold anything here: nothing of them is stored.
+        log_mass = tl.where(listed, tl.load(log_mass_ptr + token), UNSEEN)
+        delta = tl.load(delta_ptr + token)
+        logits = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION)
+        weights = tl.exp2(logits * SCALE - log_mass[None, :])
+        grad_v += product(weights, grad, COMPUTE, OPERAND, PRECISION)
+        reading = product(v, tl.trans(grad), COMPUTE, OPERAND, PRECISION)
+        grad_k += product(weights * (reading - delta[None, :]), q, COMPUTE, OPERAND, PRECISION)
+    grad_k *= HEAD_DIM**-0.5
+    if FULL:
+        row = (head * num_blocks + y) * BLOCK_D + offset_d
+        grad_k += tl.load(coarse_k_ptr + row)[None, :]
+        grad_v += tl.load(coarse_v_ptr + row)[None, :]
+    inside = y * BLOCK + offset_n < length
+    grad_k, grad_v = tl.where(real[:, None], grad_k, 0.0), tl.where(real[:, None], grad_v, 0.0)
+    store_rows(grad_k_ptr + b * gk_b + wide_h * gk_h, gk_n, y * BLOCK, offset_n, inside, grad_k, HEAD_DIM, BLOCK_D)
+    store_rows(grad_v_ptr + b * gv_b + wide_h * gv_h, gv_n, y * BLOCK, offset_n, inside, grad_v, HEAD_DIM, BLOCK_D)
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
+
+
+def summarise(
+    out: Tensor, grad: Tensor, key_mask: Tensor | None, log_mass: Tensor, full: bool, block_size: int
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """δ (B·H, nb · b); with `full` also R, u and t by block."""
+    batch, heads, length, dim = out.shape
+    width, num_blocks, parts = block_dim(dim), log_mass.shape[1] // block_size, triton.cdiv(length, SUMMARY_TOKENS)
+    delta = torch.empty_like(log_mass)
+    floor, share, sums = (delta,) * 3
+    if full:
+        floor, share = (log_mass.new_empty(batch * heads, num_blocks) for _ in range(2))
+        sums = log_mass.new_empty(batch * heads, num_blocks, width)
+    summarise_kernel[(batch * heads * parts,)](
+        out, *strides(out), grad, *strides(grad), *mask_arguments(key_mask, out), log_mass, delta, floor, sums, share,
+        length, heads, num_blocks, parts,
+        FULL=full, HAS_MASK=key_mask is not None, BLOCK=block_size, TOKENS=SUMMARY_TOKENS,
+        HEAD_DIM=dim, BLOCK_D=width, COMPUTE=arithmetic(out.dtype)["COMPUTE"], num_warps=4,
+    )  # fmt: skip
+    return delta, (floor, sums, share)
+
+
+def coarse_gradients(
+    chosen: Selection, summary: tuple[Tensor, Tensor, Tensor], dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What every token of a block adds to its dq, dk and dv from unrefined pairs, (B·H, nb, D') each."""
+    sequences, num_blocks, width = chosen.means[0].shape
+    gradients = tuple(torch.empty_like(chosen.means[0]) for _ in range(3))
+    kinds, rows = arithmetic(dtype), 32
+    tiles = triton.cdiv(num_blocks, rows)
+    coarse_kernel[(sequences * tiles, 2)](
+        *chosen.means.unbind(), chosen.counts, chosen.bits, *summary, *gradients, num_blocks, tiles,
+        HEAD_DIM=dim, BLOCK_D=width, ROWS=rows, CHUNK=32, COMPUTE=kinds["COMPUTE"], PRECISION=kinds["PRECISION"],
+        SCORE_PRECISION=score_precision(dtype), num_warps=4,
+    )  # fmt: skip
+    return gradients
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, log_mass: Tensor,
+    state: list[Tensor], full: bool, block_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk, dv in the layout of q, k, v; `state` is the selection of the forward pass."""
+    batch, heads, length, dim = q.shape
+    chosen, width, num_blocks = Selection(*state), block_dim(dim), log_mass.shape[1] // block_size
+    starts, listed = transpose(chosen)
+    delta, summary = summarise(out, grad, key_mask, log_mass, full, block_size)
+    coarse = coarse_gradients(chosen, summary, dim, q.dtype) if full else (delta,) * 3
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    inputs = (q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask_arguments(key_mask, q))
+    sizes, grid = (length, heads, num_blocks, listed.shape[1]), (batch * heads * num_blocks,)
+    constants = dict(
+        FULL=full, HAS_MASK=key_mask is not None, DENSE=is_dense(length, key_mask, block_size), BLOCK=block_size,
+        HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype),
+    )  # fmt: skip
+    walk = KEYS[width]
+    keys_kernel[grid](
+        *inputs, starts, listed, log_mass, delta, coarse[1], coarse[2],
+        grad_k, *strides(grad_k), grad_v, *strides(grad_v), *sizes,
+        TOKENS=max(walk.tokens, block_size), **constants, **walk.options,
+    )  # fmt: skip
+    walk = QUERIES[width]
+    queries_kernel[grid](
+        *inputs, chosen.starts, chosen.listed, log_mass, delta, coarse[0], grad_q, *strides(grad_q), *sizes,
+        TOKENS=max(walk.tokens, block_size), **constants, **walk.options,
+    )  # fmt: skip
+    return grad_q, grad_k, grad_v

@@ -31,6 +31,7 @@ SUMMARY_TOKENS = 128
 
 # By padded head dimension.
 QUERIES = {16: Walk(64, 2, 3), 32: Walk(64, 2, 3), 64: Walk(64, 4, 3), 128: Walk(64, 4, 2)}
+COARSE_WARPS = {16: 2, 32: 2, 64: 4, 128: 4}
 KEYS = {16: Walk(64, 2, 3), 32: Walk(64, 2, 3), 64: Walk(64, 4, 2), 128: Walk(64, 8, 2)}
 
 
@@ -73,71 +74,75 @@ def summarise_kernel(
 
 
 @triton.jit
-def coarse_scores(
-    mean_row, mean_column, bits_ptr, count_ptr, floor_ptr, head, num_blocks, x, y, TRANSPOSED: tl.constexpr,
+def coarse_weights(
+    means, other_means, packed, count, floor, TRANSPOSED: tl.constexpr,
     HEAD_DIM: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """E of the pairs (x, y) of a head, one row an x, or with TRANSPOSED a y."""
-    words = tl.cdiv(num_blocks, 32)
-    count = tl.load(count_ptr + head * num_blocks + y, mask=y < num_blocks, other=0.0)
-    floor = tl.load(floor_ptr + head * num_blocks + x, mask=x < num_blocks, other=UNSEEN)
+    """E of 32 × 32 pairs, one row an x, or with TRANSPOSED a y; `packed` has the bits of each x."""
+    bit = tl.arange(0, 32)
     if TRANSPOSED:
-        x, y, count, floor = x[None, :], y[:, None], count[:, None], floor[None, :]
+        refined, count, floor = (packed[None, :] >> bit[:, None]) & 1, count[:, None], floor[None, :]
     else:
-        x, y, count, floor = x[:, None], y[None, :], count[None, :], floor[:, None]
-    inside = (x < num_blocks) & (y < num_blocks)
-    packed = tl.load(bits_ptr + (head * num_blocks + x) * words + y // 32, mask=inside, other=0)
-    visible = ((packed >> (y % 32)) & 1 == 0) & (count > 0)
-    score = product(mean_row, tl.trans(mean_column), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
-    return tl.where(visible, tl.exp2(score - floor) * count, 0.0)
+        refined, count, floor = (packed[:, None] >> bit[None, :]) & 1, count[None, :], floor[:, None]
+    score = product(means, tl.trans(other_means), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
+    return tl.where((refined == 0) & (count > 0), tl.exp2(score - floor) * count, 0.0)
 
 
 @triton.jit
 def coarse_kernel(
     mean_q_ptr, mean_k_ptr, mean_v_ptr, count_ptr, bits_ptr, floor_ptr, sum_ptr, share_ptr,
     grad_q_ptr, grad_k_ptr, grad_v_ptr,  # (B·H, nb, D')
-    num_blocks, tiles,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    num_blocks, words,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, PRECISION: tl.constexpr, SCORE_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A token's share of dq̄ of ROWS query blocks (program_id(1) = 0), or of dk̄ and dv̄ of ROWS key blocks."""
+    """A token's share of dq̄ of 32 query blocks (program_id(1) = 0), or of dk̄ and dv̄ of 32 key blocks."""
     pid = tl.program_id(0)
-    head = (pid // tiles).to(tl.int64)
-    row = (pid % tiles) * ROWS + tl.arange(0, ROWS)
-    offset_d = tl.arange(0, BLOCK_D)
+    head, word = (pid // words).to(tl.int64), pid % words
+    offset, offset_d = tl.arange(0, 32), tl.arange(0, BLOCK_D)
+    row = word * 32 + offset
+    present = row < num_blocks
     target = (head * num_blocks + row[:, None]) * BLOCK_D + offset_d[None, :]
-    present = (row < num_blocks)[:, None]
-    count = tl.load(count_ptr + head * num_blocks + row, mask=row < num_blocks, other=0.0)
+    count_ptr += head * num_blocks
+    floor_ptr += head * num_blocks
+    share_ptr += head * num_blocks
+    bits_ptr += head * num_blocks * words
+    count = tl.load(count_ptr + row, mask=present, other=0.0)
     token_share = 1.0 / tl.maximum(count, 1.0)
-    first_grad, second_grad = tl.zeros((ROWS, BLOCK_D), COMPUTE), tl.zeros((ROWS, BLOCK_D), COMPUTE)
     if tl.program_id(1) == 0:
         mean_q = load_means(mean_q_ptr, head, num_blocks, row, BLOCK_D)
         sums = load_means(sum_ptr, head, num_blocks, row, BLOCK_D)
-        share = tl.load(share_ptr + head * num_blocks + row, mask=row < num_blocks, other=0.0)
-        for first in range(0, num_blocks, CHUNK):
-            y = first + tl.arange(0, CHUNK)
+        share = tl.load(share_ptr + row, mask=present, other=0.0)
+        floor = tl.load(floor_ptr + row, mask=present, other=UNSEEN)
+        grad_q = tl.zeros((32, BLOCK_D), COMPUTE)
+        for other in range(0, words):
+            y = other * 32 + offset
             mean_k = load_means(mean_k_ptr, head, num_blocks, y, BLOCK_D)
             mean_v = load_means(mean_v_ptr, head, num_blocks, y, BLOCK_D)
-            weights = coarse_scores(mean_q, mean_k, bits_ptr, count_ptr, floor_ptr, head, num_blocks, row, y,
-                                    False, HEAD_DIM, COMPUTE, SCORE_PRECISION)  # fmt: skip
-            grad = product(sums, tl.trans(mean_v), COMPUTE, COMPUTE, PRECISION) - share[:, None]
-            first_grad += product(weights * grad, mean_k, COMPUTE, COMPUTE, PRECISION)
-        tl.store(grad_q_ptr + target, first_grad * (token_share * HEAD_DIM**-0.5)[:, None], mask=present)
+            packed = tl.load(bits_ptr + row * words + other, mask=present, other=0)
+            count_y = tl.load(count_ptr + y, mask=y < num_blocks, other=0.0)
+            weights = coarse_weights(mean_q, mean_k, packed, count_y, floor, False, HEAD_DIM, COMPUTE, SCORE_PRECISION)
+            reading = product(sums, tl.trans(mean_v), COMPUTE, COMPUTE, PRECISION)
+            grad_q += product(weights * (reading - share[:, None]), mean_k, COMPUTE, COMPUTE, PRECISION)
+        tl.store(grad_q_ptr + target, grad_q * (token_share * HEAD_DIM**-0.5)[:, None], mask=present[:, None])
     else:
         mean_k = load_means(mean_k_ptr, head, num_blocks, row, BLOCK_D)
         mean_v = load_means(mean_v_ptr, head, num_blocks, row, BLOCK_D)
-        for first in range(0, num_blocks, CHUNK):
-            x = first + tl.arange(0, CHUNK)
+        grad_k, grad_v = tl.zeros((32, BLOCK_D), COMPUTE), tl.zeros((32, BLOCK_D), COMPUTE)
+        for other in range(0, words):
+            x = other * 32 + offset
+            inside = x < num_blocks
             mean_q = load_means(mean_q_ptr, head, num_blocks, x, BLOCK_D)
             sums = load_means(sum_ptr, head, num_blocks, x, BLOCK_D)
-            share = tl.load(share_ptr + head * num_blocks + x, mask=x < num_blocks, other=0.0)
-            weights = coarse_scores(mean_k, mean_q, bits_ptr, count_ptr, floor_ptr, head, num_blocks, x, row,
-                                    True, HEAD_DIM, COMPUTE, SCORE_PRECISION)  # fmt: skip
-            grad = product(mean_v, tl.trans(sums), COMPUTE, COMPUTE, PRECISION) - share[None, :]
-            first_grad += product(weights * grad, mean_q, COMPUTE, COMPUTE, PRECISION)
-            second_grad += product(weights, sums, COMPUTE, COMPUTE, PRECISION)
-        tl.store(grad_k_ptr + target, first_grad * (token_share * HEAD_DIM**-0.5)[:, None], mask=present)
-        tl.store(grad_v_ptr + target, second_grad * token_share[:, None], mask=present)
+            share = tl.load(share_ptr + x, mask=inside, other=0.0)
+            floor = tl.load(floor_ptr + x, mask=inside, other=UNSEEN)
+            packed = tl.load(bits_ptr + x * words + word, mask=inside, other=0)
+            weights = coarse_weights(mean_k, mean_q, packed, count, floor, True, HEAD_DIM, COMPUTE, SCORE_PRECISION)
+            reading = product(mean_v, tl.trans(sums), COMPUTE, COMPUTE, PRECISION)
+            grad_k += product(weights * (reading - share[None, :]), mean_q, COMPUTE, COMPUTE, PRECISION)
+            grad_v += product(weights, sums, COMPUTE, COMPUTE, PRECISION)
+        tl.store(grad_k_ptr + target, grad_k * (token_share * HEAD_DIM**-0.5)[:, None], mask=present[:, None])
+        tl.store(grad_v_ptr + target, grad_v * token_share[:, None], mask=present[:, None])
 
 
 @triton.jit
@@ -275,12 +280,11 @@ def coarse_gradients(
     """What every token of a block adds to its dq, dk and dv from unrefined pairs, (B·H, nb, D') each."""
     sequences, num_blocks, width = chosen.means[0].shape
     gradients = tuple(torch.empty_like(chosen.means[0]) for _ in range(3))
-    kinds, rows = arithmetic(dtype), 32
-    tiles = triton.cdiv(num_blocks, rows)
-    coarse_kernel[(sequences * tiles, 2)](
-        *chosen.means.unbind(), chosen.counts, chosen.bits, *summary, *gradients, num_blocks, tiles,
-        HEAD_DIM=dim, BLOCK_D=width, ROWS=rows, CHUNK=32, COMPUTE=kinds["COMPUTE"], PRECISION=kinds["PRECISION"],
-        SCORE_PRECISION=score_precision(dtype), num_warps=4,
+    kinds, words = arithmetic(dtype), chosen.bits.shape[2]
+    coarse_kernel[(sequences * words, 2)](
+        *chosen.means.unbind(), chosen.counts, chosen.bits, *summary, *gradients, num_blocks, words,
+        HEAD_DIM=dim, BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=kinds["PRECISION"],
+        SCORE_PRECISION=score_precision(dtype), num_warps=COARSE_WARPS[width], num_stages=1,
     )  # fmt: skip
     return gradients
 

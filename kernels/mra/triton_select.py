@@ -163,11 +163,11 @@ def digits_kernel(
     pid = tl.program_id(0)
     head = (pid // tiles).to(tl.int64)
     x = (pid % tiles) * ROWS + tl.arange(0, ROWS)
-    prefix, _ = leading_digits(digits_ptr, head, budget, LEVEL)
+    prefix, rank = leading_digits(digits_ptr, head, budget, LEVEL)
     counts = tl.zeros((BINS,), tl.int32)
     for first in range(0, num_blocks, CHUNK):
         y = first + tl.arange(0, CHUNK)
-        _, key, inside = load_pairs(score_ptr, peak_ptr, count_ptr, head, num_blocks, x, y, FIRST, DIAGONAL)
+        score, key, inside = load_pairs(score_ptr, peak_ptr, count_ptr, head, num_blocks, x, y, FIRST, DIAGONAL)
         digits = key >> (DIGIT * (LEVELS - 1 - LEVEL))
         if LEVEL > 0:
             inside = inside & ((digits >> DIGIT) == prefix)
@@ -186,11 +186,11 @@ def tally_kernel(
     pid = tl.program_id(0)
     head = (pid // tiles).to(tl.int64)
     x = (pid % tiles) * ROWS + tl.arange(0, ROWS)
-    threshold, _ = leading_digits(digits_ptr, head, budget, LEVELS)
+    threshold, rank = leading_digits(digits_ptr, head, budget, LEVELS)
     better, tied = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
     for first in range(0, num_blocks, CHUNK):
         y = first + tl.arange(0, CHUNK)
-        _, key, inside = load_pairs(score_ptr, peak_ptr, count_ptr, head, num_blocks, x, y, FIRST, DIAGONAL)
+        score, key, inside = load_pairs(score_ptr, peak_ptr, count_ptr, head, num_blocks, x, y, FIRST, DIAGONAL)
         better += tl.sum((inside & (key < threshold)).to(tl.int32), axis=1)
         tied += tl.sum((inside & (key == threshold)).to(tl.int32), axis=1)
     tally_ptr += 2 * head * num_blocks + x

@@ -69,19 +69,54 @@ for n in (1024, 4096, 16384):
         print("   " + ", ".join(f"{k[:28]} {u:.1f}us x{c}" for k, (u, c) in sorted(ks.items(), key=lambda t: -t[1][0]) if u > 0.5), flush=True)
 json.dump(record, open(f"{OUT}/bench.json", "w"), indent=1)
 
-configs = [(64,1,3),(64,1,5),(64,2,5),(32,1,5),(128,2,3),(128,2,5),(64,2,1),(32,1,3),(64,1,1),(128,1,3),(32,2,5),(64,2,4),(128,2,1),(32,1,7),(64,2,7)]
+class Override:
+    def __init__(self, kernel, **kw): self.kernel, self.kw = kernel, kw
+    def __getitem__(self, grid):
+        kw = dict(self.kw); scale = kw.pop("grid", None)
+        def launch(*a, **k):
+            k.update(kw); return self.kernel[grid](*a, **k)
+        return launch
+
 sweep = {}
 data = {n: inputs(n) for n in (1024, 4096, 16384)}
 ms = {n: attention.build("mra", num_heads=2, head_dim=32, max_length=n, impl="triton") for n in data}
-for c in configs:
-    if time.time() - T0 > LIMIT: print("time limit"); break
-    for t in (F.ATTEND, R.QUERIES, R.KEYS): t[32] = Walk(*c)
-    for n, (qkv, cot) in data.items():
-        try:
-            ks = kernels_us(steps(ms[n], qkv, cot)[1], reps=4)
+def show(label, names, lengths=(1024, 4096, 16384)):
+    if time.time() - T0 > LIMIT: print("time limit"); return
+    for n in lengths:
+        qkv, cot = data[n]
+        try: ks = kernels_us(steps(ms[n], qkv, cot)[1], reps=4)
         except Exception as e:
-            print(c, n, "failed", str(e)[:100]); continue
-        row = {k: round(ks[k][0], 1) for k in ("attend_kernel", "queries_kernel", "keys_kernel")}
-        sweep[str((c, n))] = row
-        print("sweep", c, n, row, f"t={time.time()-T0:.0f}s", flush=True)
+            print(label, n, "failed", str(e)[:150]); continue
+        row = {k: round(ks[k][0], 1) for k in names if k in ks}
+        sweep[str((label, n))] = row
+        print("sweep", label, n, row, f"t={time.time()-T0:.0f}s", flush=True)
+
+def override(module, name, label, lengths=(1024, 4096, 16384), **kw):
+    kernel = getattr(module, name)
+    setattr(module, name, Override(kernel, **kw))
+    show(label, [name], lengths)
+    setattr(module, name, kernel)
+
+from kernels.mra import triton_select as S
+for w in (8, 4): override(S, "rank_kernel", f"rank warps {w}", (4096,), num_warps=w)
+for w in (1, 2): override(S, "rank_kernel", f"rank warps {w}", (1024,), num_warps=w)
+for st in (1, 3): override(R, "coarse_kernel", f"coarse stages {st}", (4096, 16384), num_stages=st)
+override(R, "coarse_kernel", "coarse warps 4", (4096, 16384), num_warps=4)
+for p in (1024, 4096):
+    S.PAIRS = p; show(f"pairs {p}", ["digits_kernel", "tally_kernel", "finish_kernel"])
+S.PAIRS = 2048
+for w in (2, 8):
+    for k in ("digits_kernel", "tally_kernel", "finish_kernel"): setattr(S, k, Override(getattr(S, k), num_warps=w))
+    show(f"pass warps {w}", ["digits_kernel", "tally_kernel", "finish_kernel"])
+    for k in ("digits_kernel", "tally_kernel", "finish_kernel"): setattr(S, k, getattr(S, k).kernel)
+for rc in ((16, 64), (32, 64), (32, 128), (64, 64)):
+    S.SCORE_ROWS, S.SCORE_CHUNK = rc; show(f"scores {rc}", ["scores_kernel"], (16384,))
+for rc in ((16, 32), (32, 64), (16, 64)):
+    S.COARSE_ROWS, S.COARSE_CHUNK = rc; show(f"coarse sums {rc}", ["coarse_sums_kernel"])
+for w in (1, 4): override(S, "columns_kernel", f"columns warps {w}", (1024, 4096, 16384), num_warps=w)
+for w in (2,): override(S, "pool_kernel", f"pool warps {w}", (4096,), num_warps=w); override(R, "summarise_kernel", f"summarise warps {w}", (4096,), num_warps=w)
+configs = [(32,1,4),(32,1,6),(32,1,9),(32,2,4)]
+for c in configs:
+    for t in (F.ATTEND, R.QUERIES, R.KEYS): t[32] = Walk(*c)
+    show(str(c), ("attend_kernel", "queries_kernel", "keys_kernel"))
 json.dump(sweep, open(f"{OUT}/sweep.json", "w"), indent=1)

@@ -6,7 +6,7 @@ from torch import Tensor
 from kernels.common.launch import block_dim, state_dtype, unit_last_stride
 from kernels.common.ops import register_op
 from kernels.mra import triton, triton_backward
-from kernels.mra.triton_select import ROWS
+from kernels.mra.triton_select import padded
 
 
 def _forward(
@@ -15,15 +15,15 @@ def _forward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     batch, heads, length, dim = q.shape
     sequences, blocks, dtype = batch * heads, -(-length // block_size), state_dtype(q.dtype)
-    words, whole = -(-blocks // 32), torch.int32
+    side, whole = padded(blocks), torch.int32
     return (
         q.new_empty(batch, length, heads, dim).transpose(1, 2),
         q.new_empty(sequences, blocks * block_size, dtype=dtype),
-        q.new_empty(3, sequences, blocks, block_dim(dim), dtype=dtype),
-        q.new_empty(sequences, blocks, dtype=dtype),
-        q.new_empty(sequences, blocks, words, dtype=whole),
-        q.new_empty(sequences, -(-blocks // ROWS), words, dtype=whole),
-        q.new_empty(sequences, blocks + 1, dtype=whole),
+        q.new_empty(3, sequences, side, block_dim(dim), dtype=dtype),
+        q.new_empty(sequences, side, dtype=dtype),
+        q.new_empty(sequences, side, side // 32, dtype=whole),
+        q.new_empty(sequences, side // 32, dtype=whole),
+        q.new_empty(sequences, side + 1, dtype=whole),
         q.new_empty(sequences, budget, dtype=whole),
     )
 

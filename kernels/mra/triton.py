@@ -43,7 +43,7 @@ class Walk(NamedTuple):
 
 
 # By padded head dimension.
-ATTEND = {16: Walk(64, 2, 3), 32: Walk(64, 2, 3), 64: Walk(64, 4, 3), 128: Walk(64, 4, 2)}
+ATTEND = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 
 
 @triton.jit
@@ -92,7 +92,7 @@ def attend_kernel(
     mask_ptr, mask_b, mask_n,
     start_ptr, listed_ptr, coarse_peak_ptr, coarse_mass_ptr, coarse_sum_ptr,
     out_ptr, out_b, out_h, out_n,
-    log_mass_ptr, length, num_heads, num_blocks, budget,
+    log_mass_ptr, length, num_heads, num_blocks, side, budget,
     FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -109,12 +109,12 @@ def attend_kernel(
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
     real = real_rows(mask_ptr, mask_n, x * BLOCK, length, offset_n, HAS_MASK)
     q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, x * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
-    slot = tl.load(start_ptr + head * (num_blocks + 1) + x)
-    last = tl.load(start_ptr + head * (num_blocks + 1) + x + 1)
+    slot = tl.load(start_ptr + head * (side + 1) + x)
+    last = tl.load(start_ptr + head * (side + 1) + x + 1)
     peak, mass = tl.full((BLOCK,), NEVER, COMPUTE), tl.zeros((BLOCK,), COMPUTE)
     total = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
     if FULL:
-        row = head * num_blocks + x
+        row = head * side + x
         peak = tl.zeros((BLOCK,), COMPUTE) + tl.load(coarse_peak_ptr + row)
         mass += tl.load(coarse_mass_ptr + row)
         total += tl.load(coarse_sum_ptr + row * BLOCK_D + offset_d)[None, :]
@@ -160,7 +160,7 @@ def forward(
     walk = ATTEND[width]
     attend_kernel[(batch * heads * num_blocks,)](
         q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), chosen.starts, chosen.listed,
-        *coarse, out, *strides(out), log_mass, length, heads, num_blocks, budget,
+        *coarse, out, *strides(out), log_mass, length, heads, num_blocks, chosen.counts.shape[1], budget,
         FULL=full, HAS_MASK=key_mask is not None, DENSE=is_dense(length, key_mask, block_size), BLOCK=block_size,
         TOKENS=max(walk.tokens, block_size), HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options,
     )  # fmt: skip

@@ -25,14 +25,12 @@ from torch import Tensor
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, strides
 from kernels.common.tiles import load_rows, place, product, real_rows, store_rows
 from kernels.mra.triton import UNSEEN, Walk, gather_rows, gathered_tokens, is_dense, real_gathered
-from kernels.mra.triton_select import LOG2E, Selection, load_means, score_precision, transpose
-
-SUMMARY_TOKENS = 128
+from kernels.mra.triton_select import LOG2E, Selection, fill_rows, load_means, score_precision, transpose
 
 # By padded head dimension.
-QUERIES = {16: Walk(64, 2, 3), 32: Walk(64, 2, 3), 64: Walk(64, 4, 3), 128: Walk(64, 4, 2)}
+QUERIES = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 COARSE_WARPS = {16: 2, 32: 2, 64: 4, 128: 4}
-KEYS = {16: Walk(64, 2, 3), 32: Walk(64, 2, 3), 64: Walk(64, 4, 2), 128: Walk(64, 8, 2)}
+KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 
 
 @triton.jit
@@ -40,37 +38,38 @@ def summarise_kernel(
     out_ptr, out_b, out_h, out_n,
     grad_ptr, grad_b, grad_h, grad_n,
     mask_ptr, mask_b, mask_n,
-    log_mass_ptr, delta_ptr, floor_ptr, sum_ptr, share_ptr,  # L, δ (B·H, nb · b); R, u, t (B·H, nb, …)
-    length, num_heads, num_blocks, parts,
-    FULL: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    log_mass_ptr, delta_ptr, floor_ptr, sum_ptr, share_ptr,  # L, δ (B·H, nb · b); R, u, t (B·H, P, …)
+    length, num_heads, num_blocks, side,
+    FULL: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """δ of TOKENS tokens, and with FULL what their blocks leave to the coarse gradient."""
-    b, h, part = place(tl.program_id(0), num_heads, parts)
-    head = b * num_heads + h
+    """δ of the tokens of a block, and with FULL what it leaves to the coarse gradient."""
+    b, h, x = place(tl.program_id(0), num_heads, num_blocks)
     wide_h = h.to(tl.int64)
-    offset_n, offset_d = tl.arange(0, TOKENS), tl.arange(0, BLOCK_D)
-    start = part * TOKENS
+    head = b * num_heads + h
+    offset_n, offset_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    start = x * BLOCK
     real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK)
     out = load_rows(out_ptr + b * out_b + wide_h * out_h, out_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
     grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
     grad = grad.to(COMPUTE)
     delta = tl.sum(out.to(COMPUTE) * grad, axis=1)
-    stored = start + offset_n < num_blocks * BLOCK
-    row = head * num_blocks * BLOCK + start + offset_n
-    tl.store(delta_ptr + row, delta, mask=stored)
+    row = (head * num_blocks + x) * BLOCK + offset_n
+    tl.store(delta_ptr + row, delta)
     if FULL:
-        WINDOWS: tl.constexpr = TOKENS // BLOCK
-        log_mass = tl.reshape(tl.load(log_mass_ptr + row, mask=stored, other=UNSEEN), (WINDOWS, BLOCK))
-        floor = tl.min(log_mass, axis=1)
-        weight = tl.exp2(floor[:, None] - log_mass)
-        block = part * WINDOWS + tl.arange(0, WINDOWS)
-        inside = block < num_blocks
-        target = head * num_blocks + block
-        tl.store(floor_ptr + target, floor, mask=inside)
-        tl.store(share_ptr + target, tl.sum(weight * tl.reshape(delta, (WINDOWS, BLOCK)), axis=1), mask=inside)
-        sums = tl.sum(weight[:, :, None] * tl.reshape(grad, (WINDOWS, BLOCK, BLOCK_D)), axis=1)
-        tl.store(sum_ptr + target[:, None] * BLOCK_D + offset_d[None, :], sums, mask=inside[:, None])
+        log_mass = tl.load(log_mass_ptr + row)
+        floor = tl.min(log_mass)
+        weight = tl.exp2(floor - log_mass)
+        floor_ptr += head * side
+        share_ptr += head * side
+        sum_ptr += head * side * BLOCK_D
+        tl.store(floor_ptr + x, floor)
+        tl.store(share_ptr + x, tl.sum(weight * delta))
+        tl.store(sum_ptr + x * BLOCK_D + offset_d, tl.sum(weight[:, None] * grad, axis=0))
+        if x == num_blocks - 1:
+            fill_rows(floor_ptr, UNSEEN, num_blocks, side, 1)
+            fill_rows(share_ptr, 0.0, num_blocks, side, 1)
+            fill_rows(sum_ptr, 0.0, num_blocks, side, BLOCK_D)
 
 
 @triton.jit
@@ -91,58 +90,44 @@ def coarse_weights(
 @triton.jit
 def coarse_kernel(
     mean_q_ptr, mean_k_ptr, mean_v_ptr, count_ptr, bits_ptr, floor_ptr, sum_ptr, share_ptr,
-    grad_q_ptr, grad_k_ptr, grad_v_ptr,  # (B·H, nb, D')
-    num_blocks, words,
+    grad_q_ptr, grad_k_ptr, grad_v_ptr,  # (B·H, P, D')
+    words,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    COMPUTE: tl.constexpr, PRECISION: tl.constexpr, SCORE_PRECISION: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, SCORE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A token's share of dq̄ of 32 query blocks (program_id(1) = 0), or of dk̄ and dv̄ of 32 key blocks."""
-    pid = tl.program_id(0)
-    head, word = (pid // words).to(tl.int64), pid % words
-    offset, offset_d = tl.arange(0, 32), tl.arange(0, BLOCK_D)
-    row = word * 32 + offset
-    present = row < num_blocks
-    target = (head * num_blocks + row[:, None]) * BLOCK_D + offset_d[None, :]
-    count_ptr += head * num_blocks
-    floor_ptr += head * num_blocks
-    share_ptr += head * num_blocks
-    bits_ptr += head * num_blocks * words
-    count = tl.load(count_ptr + row, mask=present, other=0.0)
+    head, word = (tl.program_id(0) // words).to(tl.int64), tl.program_id(0) % words
+    offset, first = tl.arange(0, 32), head * words * 32
+    row = first + word * 32 + offset
+    target = row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    count = tl.load(count_ptr + row)
     token_share = 1.0 / tl.maximum(count, 1.0)
     if tl.program_id(1) == 0:
-        mean_q = load_means(mean_q_ptr, head, num_blocks, row, BLOCK_D)
-        sums = load_means(sum_ptr, head, num_blocks, row, BLOCK_D)
-        share = tl.load(share_ptr + row, mask=present, other=0.0)
-        floor = tl.load(floor_ptr + row, mask=present, other=UNSEEN)
+        mean_q, sums = load_means(mean_q_ptr, row, BLOCK_D), load_means(sum_ptr, row, BLOCK_D)
+        share, floor = tl.load(share_ptr + row), tl.load(floor_ptr + row)
         grad_q = tl.zeros((32, BLOCK_D), COMPUTE)
         for other in range(0, words):
-            y = other * 32 + offset
-            mean_k = load_means(mean_k_ptr, head, num_blocks, y, BLOCK_D)
-            mean_v = load_means(mean_v_ptr, head, num_blocks, y, BLOCK_D)
-            packed = tl.load(bits_ptr + row * words + other, mask=present, other=0)
-            count_y = tl.load(count_ptr + y, mask=y < num_blocks, other=0.0)
+            y = first + other * 32 + offset
+            mean_k, mean_v = load_means(mean_k_ptr, y, BLOCK_D), load_means(mean_v_ptr, y, BLOCK_D)
+            packed, count_y = tl.load(bits_ptr + row * words + other), tl.load(count_ptr + y)
             weights = coarse_weights(mean_q, mean_k, packed, count_y, floor, False, HEAD_DIM, COMPUTE, SCORE_PRECISION)
-            reading = product(sums, tl.trans(mean_v), COMPUTE, COMPUTE, PRECISION)
-            grad_q += product(weights * (reading - share[:, None]), mean_k, COMPUTE, COMPUTE, PRECISION)
-        tl.store(grad_q_ptr + target, grad_q * (token_share * HEAD_DIM**-0.5)[:, None], mask=present[:, None])
+            reading = product(sums, tl.trans(mean_v), COMPUTE, OPERAND, PRECISION)
+            grad_q += product(weights * (reading - share[:, None]), mean_k, COMPUTE, OPERAND, PRECISION)
+        tl.store(grad_q_ptr + target, grad_q * (token_share * HEAD_DIM**-0.5)[:, None])
     else:
-        mean_k = load_means(mean_k_ptr, head, num_blocks, row, BLOCK_D)
-        mean_v = load_means(mean_v_ptr, head, num_blocks, row, BLOCK_D)
+        mean_k, mean_v = load_means(mean_k_ptr, row, BLOCK_D), load_means(mean_v_ptr, row, BLOCK_D)
         grad_k, grad_v = tl.zeros((32, BLOCK_D), COMPUTE), tl.zeros((32, BLOCK_D), COMPUTE)
         for other in range(0, words):
-            x = other * 32 + offset
-            inside = x < num_blocks
-            mean_q = load_means(mean_q_ptr, head, num_blocks, x, BLOCK_D)
-            sums = load_means(sum_ptr, head, num_blocks, x, BLOCK_D)
-            share = tl.load(share_ptr + x, mask=inside, other=0.0)
-            floor = tl.load(floor_ptr + x, mask=inside, other=UNSEEN)
-            packed = tl.load(bits_ptr + x * words + word, mask=inside, other=0)
+            x = first + other * 32 + offset
+            mean_q, sums = load_means(mean_q_ptr, x, BLOCK_D), load_means(sum_ptr, x, BLOCK_D)
+            share, floor = tl.load(share_ptr + x), tl.load(floor_ptr + x)
+            packed = tl.load(bits_ptr + x * words + word)
             weights = coarse_weights(mean_k, mean_q, packed, count, floor, True, HEAD_DIM, COMPUTE, SCORE_PRECISION)
-            reading = product(mean_v, tl.trans(sums), COMPUTE, COMPUTE, PRECISION)
-            grad_k += product(weights * (reading - share[None, :]), mean_q, COMPUTE, COMPUTE, PRECISION)
-            grad_v += product(weights, sums, COMPUTE, COMPUTE, PRECISION)
-        tl.store(grad_k_ptr + target, grad_k * (token_share * HEAD_DIM**-0.5)[:, None], mask=present[:, None])
-        tl.store(grad_v_ptr + target, grad_v * token_share[:, None], mask=present[:, None])
+            reading = product(mean_v, tl.trans(sums), COMPUTE, OPERAND, PRECISION)
+            grad_k += product(weights * (reading - share[None, :]), mean_q, COMPUTE, OPERAND, PRECISION)
+            grad_v += product(weights, sums, COMPUTE, OPERAND, PRECISION)
+        tl.store(grad_k_ptr + target, grad_k * (token_share * HEAD_DIM**-0.5)[:, None])
+        tl.store(grad_v_ptr + target, grad_v * token_share[:, None])
 
 
 @triton.jit
@@ -154,7 +139,7 @@ def queries_kernel(
     mask_ptr, mask_b, mask_n,
     start_ptr, listed_ptr, log_mass_ptr, delta_ptr, coarse_ptr,
     grad_q_ptr, gq_b, gq_h, gq_n,
-    length, num_heads, num_blocks, budget,
+    length, num_heads, num_blocks, side, budget,
     FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -174,8 +159,8 @@ def queries_kernel(
     grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, x * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
     row = (head * num_blocks + x) * BLOCK + offset_n
     log_mass, delta = tl.load(log_mass_ptr + row), tl.load(delta_ptr + row)
-    slot = tl.load(start_ptr + head * (num_blocks + 1) + x)
-    last = tl.load(start_ptr + head * (num_blocks + 1) + x + 1)
+    slot = tl.load(start_ptr + head * (side + 1) + x)
+    last = tl.load(start_ptr + head * (side + 1) + x + 1)
     grad_q = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
     for first in range(slot, last, TOKENS // BLOCK):
         token, listed = gathered_tokens(listed_ptr, first, last, BLOCK, TOKENS)
@@ -188,7 +173,7 @@ def queries_kernel(
         grad_q += product(weights * (reading - delta[:, None]), k, COMPUTE, OPERAND, PRECISION)
     grad_q *= HEAD_DIM**-0.5
     if FULL:
-        grad_q += tl.load(coarse_ptr + (head * num_blocks + x) * BLOCK_D + offset_d)[None, :]
+        grad_q += tl.load(coarse_ptr + (head * side + x) * BLOCK_D + offset_d)[None, :]
     inside = x * BLOCK + offset_n < length
     grad_q = tl.where(real[:, None], grad_q, 0.0)
     store_rows(grad_q_ptr + b * gq_b + wide_h * gq_h, gq_n, x * BLOCK, offset_n, inside, grad_q, HEAD_DIM, BLOCK_D)
@@ -204,7 +189,7 @@ def keys_kernel(
     start_ptr, listed_ptr, log_mass_ptr, delta_ptr, coarse_k_ptr, coarse_v_ptr,
     grad_k_ptr, gk_b, gk_h, gk_n,
     grad_v_ptr, gv_b, gv_h, gv_n,
-    length, num_heads, num_blocks, budget,
+    length, num_heads, num_blocks, side, budget,
     FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -224,8 +209,8 @@ def keys_kernel(
     real = real_rows(mask_ptr, mask_n, y * BLOCK, length, offset_n, HAS_MASK)
     k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, y * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
     v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, y * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
-    slot = tl.load(start_ptr + head * (num_blocks + 1) + y)
-    last = tl.load(start_ptr + head * (num_blocks + 1) + y + 1)
+    slot = tl.load(start_ptr + head * (side + 1) + y)
+    last = tl.load(start_ptr + head * (side + 1) + y + 1)
     grad_k, grad_v = tl.zeros((BLOCK, BLOCK_D), COMPUTE), tl.zeros((BLOCK, BLOCK_D), COMPUTE)
     for first in range(slot, last, TOKENS // BLOCK):
         token, listed = gathered_tokens(listed_ptr, first, last, BLOCK, TOKENS)
@@ -242,7 +227,7 @@ def keys_kernel(
         grad_k += product(weights * (reading - delta[None, :]), q, COMPUTE, OPERAND, PRECISION)
     grad_k *= HEAD_DIM**-0.5
     if FULL:
-        row = (head * num_blocks + y) * BLOCK_D + offset_d
+        row = (head * side + y) * BLOCK_D + offset_d
         grad_k += tl.load(coarse_k_ptr + row)[None, :]
         grad_v += tl.load(coarse_v_ptr + row)[None, :]
     inside = y * BLOCK + offset_n < length
@@ -255,21 +240,21 @@ def keys_kernel(
 
 
 def summarise(
-    out: Tensor, grad: Tensor, key_mask: Tensor | None, log_mass: Tensor, full: bool, block_size: int
+    out: Tensor, grad: Tensor, key_mask: Tensor | None, log_mass: Tensor, full: bool, block_size: int, side: int
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """δ (B·H, nb · b); with `full` also R, u and t by block."""
     batch, heads, length, dim = out.shape
-    width, num_blocks, parts = block_dim(dim), log_mass.shape[1] // block_size, triton.cdiv(length, SUMMARY_TOKENS)
+    width, num_blocks = block_dim(dim), log_mass.shape[1] // block_size
     delta = torch.empty_like(log_mass)
-    floor, share, sums = (delta,) * 3
+    floor, sums, share = (delta,) * 3
     if full:
-        floor, share = (log_mass.new_empty(batch * heads, num_blocks) for _ in range(2))
-        sums = log_mass.new_empty(batch * heads, num_blocks, width)
-    summarise_kernel[(batch * heads * parts,)](
+        floor, share = (log_mass.new_empty(batch * heads, side) for _ in range(2))
+        sums = log_mass.new_empty(batch * heads, side, width)
+    summarise_kernel[(batch * heads * num_blocks,)](
         out, *strides(out), grad, *strides(grad), *mask_arguments(key_mask, out), log_mass, delta, floor, sums, share,
-        length, heads, num_blocks, parts,
-        FULL=full, HAS_MASK=key_mask is not None, BLOCK=block_size, TOKENS=SUMMARY_TOKENS,
-        HEAD_DIM=dim, BLOCK_D=width, COMPUTE=arithmetic(out.dtype)["COMPUTE"], num_warps=4,
+        length, heads, num_blocks, side,
+        FULL=full, HAS_MASK=key_mask is not None, BLOCK=block_size, HEAD_DIM=dim, BLOCK_D=width,
+        COMPUTE=arithmetic(out.dtype)["COMPUTE"], num_warps=max(1, block_size * width // 1024),
     )  # fmt: skip
     return delta, (floor, sums, share)
 
@@ -277,14 +262,14 @@ def summarise(
 def coarse_gradients(
     chosen: Selection, summary: tuple[Tensor, Tensor, Tensor], dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What every token of a block adds to its dq, dk and dv from unrefined pairs, (B·H, nb, D') each."""
-    sequences, num_blocks, width = chosen.means[0].shape
+    """What every token of a block adds to its dq, dk and dv from unrefined pairs, (B·H, P, D') each."""
+    sequences, _, words = chosen.bits.shape
+    width = block_dim(dim)
     gradients = tuple(torch.empty_like(chosen.means[0]) for _ in range(3))
-    kinds, words = arithmetic(dtype), chosen.bits.shape[2]
     coarse_kernel[(sequences * words, 2)](
-        *chosen.means.unbind(), chosen.counts, chosen.bits, *summary, *gradients, num_blocks, words,
-        HEAD_DIM=dim, BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=kinds["PRECISION"],
-        SCORE_PRECISION=score_precision(dtype), num_warps=COARSE_WARPS[width], num_stages=1,
+        *chosen.means.unbind(), chosen.counts, chosen.bits, *summary, *gradients, words,
+        HEAD_DIM=dim, BLOCK_D=width, **arithmetic(dtype), SCORE_PRECISION=score_precision(dtype),
+        num_warps=COARSE_WARPS[width], num_stages=2,
     )  # fmt: skip
     return gradients
 
@@ -296,12 +281,13 @@ def backward(
     """dq, dk, dv in the layout of q, k, v; `state` is the selection of the forward pass."""
     batch, heads, length, dim = q.shape
     chosen, width, num_blocks = Selection(*state), block_dim(dim), log_mass.shape[1] // block_size
+    side, budget = chosen.counts.shape[1], chosen.listed.shape[1]
     starts, listed = transpose(chosen)
-    delta, summary = summarise(out, grad, key_mask, log_mass, full, block_size)
+    delta, summary = summarise(out, grad, key_mask, log_mass, full, block_size, side)
     coarse = coarse_gradients(chosen, summary, dim, q.dtype) if full else (delta,) * 3
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     inputs = (q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask_arguments(key_mask, q))
-    sizes, grid = (length, heads, num_blocks, listed.shape[1]), (batch * heads * num_blocks,)
+    sizes, grid = (length, heads, num_blocks, side, budget), (batch * heads * num_blocks,)
     constants = dict(
         FULL=full, HAS_MASK=key_mask is not None, DENSE=is_dense(length, key_mask, block_size), BLOCK=block_size,
         HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype),

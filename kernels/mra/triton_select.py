@@ -1,13 +1,19 @@
 """Block means, the choice of the pairs to refine, and the coarse part of the output, without a host round trip.
 
     pool     q̄, k̄, v̄ of every block: one touch of q, k, v
-    scores   S = τ q̄ k̄ᵀ and its row maxima, (nb, nb) a head
-    digits   5 passes of a radix select: each finds 7 bits of the key of the m-th best pair
-    tally    how many pairs of each row are better than that one, and how many tie with it
-    finish   the refined pairs as bits and as a list in order, and the sums over all the others
+    rank     S = τ q̄ k̄ᵀ and its row maxima; the key of the m-th best pair, by a radix select of 7 bits a round; how many
+             pairs of each row are better, and how many tie with it
+    finish   the refined pairs as bits and as a list in order
+    coarse   the sums over all the other pairs
+
+Up to 128 blocks one program holds the scores of its head, and ranks them in one launch. Longer sequences take seven:
+scores, digits for each round of the select, tally; the floor of each is one read of P² scores a head.
 
 A pair's key orders as `kernels.mra.reference.select_blocks` does: class (occupied, priors), then the bits of the
 float32 max S − S ≥ 0. Counts are integers: atomic additions of them give the same result in every order.
+
+nb blocks are padded to P, so that no tile is cut; the blocks behind the last hold no real token, and their pairs are
+never refined.
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
@@ -22,26 +28,55 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, window_weights
+from kernels.common.tiles import NEVER, load_rows, place, product, real_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 DIGIT = tl.constexpr(7)
 LEVELS = tl.constexpr(5)
 BINS = tl.constexpr(128)
-POOL_TOKENS = 128
-ROWS = 16
-"""Block rows of one program of a selection pass."""
+
+SIDE = 128
+"""Most blocks of a head that one program ranks: the scores of all pairs are in its registers."""
+
+PAIRS = 2048
+"""Pairs that one program of another selection pass takes at once."""
+
+SCORE_ROWS, SCORE_CHUNK = 16, 128
+COARSE_ROWS, COARSE_CHUNK = 32, 32
 
 
 class Selection(NamedTuple):
-    """What the selection leaves to the other passes; x and y are query and key blocks, W = ⌈nb / 32⌉."""
+    """What the selection leaves to the other passes; x and y are query and key blocks, P padded blocks, W = P / 32."""
 
-    means: Tensor  # (3, B·H, nb, D') of q, k, v
-    counts: Tensor  # (B·H, nb) real tokens
-    bits: Tensor  # (B·H, nb, W) int32: bit y mod 32 of word y // 32 is set where (x, y) is refined
-    words: Tensor  # (B·H, ⌈nb / ROWS⌉, W) int32: bits set in ROWS rows of a word
-    starts: Tensor  # (B·H, nb + 1) int32: where the list of x begins in `listed`
+    means: Tensor  # (3, B·H, P, D') of q, k, v
+    counts: Tensor  # (B·H, P) real tokens
+    bits: Tensor  # (B·H, P, W) int32: bit y mod 32 of word y // 32 is set where (x, y) is refined
+    words: Tensor  # (B·H, W) int32: bits set in a word of all rows
+    starts: Tensor  # (B·H, P + 1) int32: where the list of x begins in `listed`
     listed: Tensor  # (B·H, m) int32: the y refined for each x, ascending
+
+
+def padded(blocks: int) -> int:
+    """P: a power of two of at least 32, or a multiple of 512."""
+    return max(32, triton.next_power_of_2(blocks)) if blocks <= 512 else triton.cdiv(blocks, 512) * 512
+
+
+@triton.jit
+def fill_rows(ptr, value, first, last, WIDTH: tl.constexpr):
+    """`value` in the rows first … last − 1 of a (…, WIDTH) buffer."""
+    for start in range(first, last, 32):
+        row = start + tl.arange(0, 32)
+        position = ptr + row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+        tl.store(position, tl.full((32, WIDTH), value, ptr.dtype.element_ty), mask=(row < last)[:, None])
+
+
+@triton.jit
+def block_mean(
+    ptr, stride_n, start, offset_n, real, scale, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr
+):
+    """Sum of the real rows of a block, times `scale`."""
+    rows = load_rows(ptr, stride_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+    return tl.sum(rows.to(COMPUTE), axis=0) * scale
 
 
 @triton.jit
@@ -50,95 +85,90 @@ def pool_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,
     mask_ptr, mask_b, mask_n,
-    mean_ptr, count_ptr, digits_ptr, mean_stride,
-    length, num_heads, num_blocks, parts,
-    HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    mean_ptr, count_ptr, mean_stride, length, num_heads, num_blocks, side,
+    HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Means of the blocks of TOKENS tokens, and zeros for the counters of the radix select."""
-    b, h, part = place(tl.program_id(0), num_heads, parts)
-    head = b * num_heads + h
+    """Means of one block, and its number of real tokens; zeros behind the last block."""
+    b, h, block = place(tl.program_id(0), num_heads, num_blocks)
     wide_h = h.to(tl.int64)
-    offset_n, offset_d = tl.arange(0, TOKENS), tl.arange(0, BLOCK_D)
-    start = part * TOKENS
+    offset_n, offset_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    start = block * BLOCK
     real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK)
-    weight = window_weights(real, BLOCK, TOKENS, COMPUTE)[:, None]
-    q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-
-    WINDOWS: tl.constexpr = TOKENS // BLOCK
-    block = part * WINDOWS + tl.arange(0, WINDOWS)
-    inside = block < num_blocks
-    counts = tl.sum(tl.reshape(tl.where(real, 1.0, 0.0).to(COMPUTE), (WINDOWS, BLOCK)), axis=1)
-    tl.store(count_ptr + head * num_blocks + block, counts, mask=inside)
-    mean_ptr += (head * num_blocks + block[:, None]) * BLOCK_D + offset_d[None, :]
-    shape: tl.constexpr = (WINDOWS, BLOCK, BLOCK_D)
-    tl.store(mean_ptr, tl.sum(tl.reshape(q.to(COMPUTE) * weight, shape), axis=1), mask=inside[:, None])
-    mean_ptr += mean_stride
-    tl.store(mean_ptr, tl.sum(tl.reshape(k.to(COMPUTE) * weight, shape), axis=1), mask=inside[:, None])
-    mean_ptr += mean_stride
-    tl.store(mean_ptr, tl.sum(tl.reshape(v.to(COMPUTE) * weight, shape), axis=1), mask=inside[:, None])
-    if part == 0:
-        counter = tl.arange(0, 8 * BINS)
-        tl.store(digits_ptr + head * LEVELS * BINS + counter, 0, mask=counter < LEVELS * BINS)
+    count = tl.sum(tl.where(real, 1.0, 0.0).to(COMPUTE))
+    scale = 1.0 / tl.maximum(count, 1.0)
+    mean_q = block_mean(q_ptr + b * q_b + wide_h * q_h, q_n, start, offset_n, real, scale, HEAD_DIM, BLOCK_D, COMPUTE)
+    mean_k = block_mean(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, scale, HEAD_DIM, BLOCK_D, COMPUTE)
+    mean_v = block_mean(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, scale, HEAD_DIM, BLOCK_D, COMPUTE)
+    count_ptr += (b * num_heads + h) * side
+    mean_ptr += (b * num_heads + h) * side * BLOCK_D
+    tl.store(count_ptr + block, count)
+    tl.store(mean_ptr + block * BLOCK_D + offset_d, mean_q)
+    tl.store(mean_ptr + mean_stride + block * BLOCK_D + offset_d, mean_k)
+    tl.store(mean_ptr + 2 * mean_stride + block * BLOCK_D + offset_d, mean_v)
+    if block == num_blocks - 1:
+        fill_rows(count_ptr, 0.0, num_blocks, side, 1)
+        for part in tl.static_range(3):
+            fill_rows(mean_ptr + part * mean_stride, 0.0, num_blocks, side, BLOCK_D)
 
 
 @triton.jit
-def load_means(ptr, head, num_blocks, block, BLOCK_D: tl.constexpr):
-    """Rows `block` of the means of one head, zero behind the last."""
-    offset_d = tl.arange(0, BLOCK_D)
-    position = (head * num_blocks + block[:, None]) * BLOCK_D + offset_d[None, :]
-    return tl.load(ptr + position, mask=(block < num_blocks)[:, None], other=0.0)
+def load_means(ptr, row, BLOCK_D: tl.constexpr):
+    """Rows of (…, D') means or sums of blocks."""
+    return tl.load(ptr + row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :])
 
 
 @triton.jit
-def scores_kernel(
-    mean_q_ptr, mean_k_ptr, count_ptr, score_ptr, peak_ptr, num_blocks, tiles,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """S of ROWS block rows, and the maximum of each over blocks with real tokens."""
-    pid = tl.program_id(0)
-    head = (pid // tiles).to(tl.int64)
-    x = (pid % tiles) * ROWS + tl.arange(0, ROWS)
-    mean_q = load_means(mean_q_ptr, head, num_blocks, x, BLOCK_D)
-    peak = tl.full((ROWS,), NEVER, COMPUTE)
-    score_row = score_ptr + (head * num_blocks + x[:, None]) * num_blocks
-    for first in range(0, num_blocks, CHUNK):
-        y = first + tl.arange(0, CHUNK)
-        mean_k = load_means(mean_k_ptr, head, num_blocks, y, BLOCK_D)
-        count = tl.load(count_ptr + head * num_blocks + y, mask=y < num_blocks, other=0.0)
-        score = product(mean_q, tl.trans(mean_k), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5)
-        tl.store(score_row + y[None, :], score, mask=(x < num_blocks)[:, None] & (y < num_blocks)[None, :])
-        peak = tl.maximum(peak, tl.max(tl.where((count > 0)[None, :], score, NEVER), axis=1))
-    tl.store(peak_ptr + head * num_blocks + x, peak, mask=x < num_blocks)
-
-
-@triton.jit
-def load_pairs(
-    score_ptr, peak_ptr, count_ptr, head, num_blocks, x, y, FIRST: tl.constexpr, DIAGONAL: tl.constexpr
+def pair_keys(
+    score, peak, count_x, count_y, x, y, num_blocks, GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr
 ):
-    """Score, key and presence of the pairs (x, y) of a head; a smaller key is a better pair.
+    """Keys of the pairs (x, y) of a head; a smaller key is a better pair.
 
-    The key has 35 bits: 3 of the class (3 less the priors met; 4 without real tokens on both sides), 31 of max S − S
-    without its sign, and a zero. A NaN orders behind every number.
+    A key has 35 bits: 3 of the class, 31 of max S − S without its sign, and a zero. The class is 3 less the priors
+    met, 4 without real tokens on both sides, 5 behind the last block; without GRADED it is 3. A NaN orders behind
+    every number.
     """
-    inside = (x < num_blocks)[:, None] & (y < num_blocks)[None, :]
-    position = (head * num_blocks + x[:, None]) * num_blocks + y[None, :]
-    score = tl.load(score_ptr + position, mask=inside, other=0.0)
-    peak = tl.load(peak_ptr + head * num_blocks + x, mask=x < num_blocks, other=0.0)
-    count_x = tl.load(count_ptr + head * num_blocks + x, mask=x < num_blocks, other=0.0)
-    count_y = tl.load(count_ptr + head * num_blocks + y, mask=y < num_blocks, other=0.0)
-    occupied = (count_x > 0)[:, None] & (count_y > 0)[None, :]
     drop = (peak[:, None] - score).to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    grade = tl.where(occupied, 3, 4)
-    if FIRST > 0:
-        grade -= ((x < FIRST)[:, None] & occupied).to(tl.int32) + ((y < FIRST)[None, :] & occupied).to(tl.int32)
-    if DIAGONAL > 0:
-        grade -= ((tl.abs(x[:, None] - y[None, :]) <= DIAGONAL // 2) & occupied).to(tl.int32)
-    key = (grade.to(tl.int64) << 32) | (tl.where(occupied, drop, 0).to(tl.int64) << 1)
-    return score, key, inside
+    grade = tl.full(score.shape, 3, tl.int32)
+    if GRADED:
+        occupied = (count_x > 0)[:, None] & (count_y > 0)[None, :]
+        inside = (x < num_blocks)[:, None] & (y < num_blocks)[None, :]
+        if FIRST > 0:
+            grade -= (x < FIRST)[:, None].to(tl.int32) + (y < FIRST)[None, :].to(tl.int32)
+        if DIAGONAL > 0:
+            grade -= (tl.abs(x[:, None] - y[None, :]) <= DIAGONAL // 2).to(tl.int32)
+        grade = tl.where(occupied, grade, tl.where(inside, 4, 5))
+        drop = tl.where(occupied, drop, 0)
+    return (grade.to(tl.int64) << 32) | (drop.to(tl.int64) << 1)
+
+
+@triton.jit
+def load_keys(
+    score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
+    GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Keys of the pairs of rows x of a head with CHUNK columns."""
+    y = first + tl.arange(0, CHUNK)
+    row = head * side + x
+    score, peak = tl.load(score_ptr + row[:, None] * side + y[None, :]), tl.load(peak_ptr + row)
+    count_x, count_y = tl.load(count_ptr + row), tl.load(count_ptr + head * side + y)
+    return pair_keys(score, peak, count_x, count_y, x, y, num_blocks, GRADED, FIRST, DIAGONAL)
+
+
+@triton.jit
+def next_digit(count, prefix, rank):
+    """The digits so far, and the rank among the pairs that share them, one round of the radix select further."""
+    digit = tl.arange(0, BINS)
+    found = tl.sum((tl.cumsum(count, axis=0) < rank).to(tl.int32))
+    return prefix * BINS + found, rank - tl.sum(tl.where(digit < found, count, 0))
+
+
+@triton.jit
+def count_digits(key, prefix, LEVEL: tl.constexpr, SIZE: tl.constexpr):
+    """How often each value of digit LEVEL occurs in the keys that share the digits before it."""
+    digits = key >> (DIGIT * (LEVELS - 1 - LEVEL))
+    sharing = tl.reshape((digits >> DIGIT) == prefix, (SIZE,))
+    digits = tl.reshape((digits & (BINS - 1)).to(tl.int32), (SIZE,))
+    return tl.histogram(digits, BINS, mask=sharing)
 
 
 @triton.jit
@@ -148,68 +178,127 @@ def leading_digits(digits_ptr, head, budget, LEVEL: tl.constexpr):
     rank, prefix = budget, tl.zeros((), tl.int64)
     for level in tl.static_range(LEVEL):
         count = tl.load(digits_ptr + (head * LEVELS + level) * BINS + digit)
-        found = tl.sum((tl.cumsum(count, axis=0) < rank).to(tl.int32))
-        rank -= tl.sum(tl.where(digit < found, count, 0))
-        prefix = prefix * BINS + found
+        prefix, rank = next_digit(count, prefix, rank)
     return prefix, rank
 
 
 @triton.jit
-def digits_kernel(
-    score_ptr, peak_ptr, count_ptr, digits_ptr, num_blocks, tiles, budget,
-    LEVEL: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+def store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota):
+    """(B·H, 2) int64: the key of pair number m, and how many pairs with that key are refined; zeros for `words`."""
+    tl.store(threshold_ptr + 2 * head, threshold)
+    tl.store(threshold_ptr + 2 * head + 1, quota.to(tl.int64))
+    words = side // 32
+    for first in range(0, words, 128):
+        word = first + tl.arange(0, 128)
+        tl.store(words_ptr + head * words + word, 0, mask=word < words)
+
+
+@triton.jit
+def store_tally(ptr, head, side, x, better, tied):
+    """(B·H, 2, P) int32: pairs of each row that are better than pair number m, and that tie with it."""
+    tl.store(ptr + 2 * head * side + x, better)
+    tl.store(ptr + (2 * head + 1) * side + x, tied)
+
+
+@triton.jit
+def rank_kernel(
+    mean_q_ptr, mean_k_ptr, count_ptr, score_ptr, peak_ptr, tally_ptr, threshold_ptr, words_ptr, num_blocks, budget,
+    GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    SIDE: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """How often each value of digit LEVEL occurs in the keys that share the digits before it."""
-    pid = tl.program_id(0)
-    head = (pid // tiles).to(tl.int64)
-    x = (pid % tiles) * ROWS + tl.arange(0, ROWS)
+    """What scores, digits and tally do, for one head of SIDE padded blocks."""
+    head = tl.program_id(0).to(tl.int64)
+    x, y = tl.arange(0, SIDE), tl.arange(0, SIDE)
+    row, column = head * SIDE + x, head * SIDE + y
+    mean_q, mean_k = load_means(mean_q_ptr, row, BLOCK_D), load_means(mean_k_ptr, column, BLOCK_D)
+    score = product(mean_q, tl.trans(mean_k), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5)
+    tl.store(score_ptr + row[:, None] * SIDE + y[None, :], score)
+    count_x, count_y = tl.load(count_ptr + row), tl.load(count_ptr + column)
+    peak = tl.max(tl.where((count_y > 0)[None, :], score, NEVER), axis=1)
+    tl.store(peak_ptr + row, peak)
+    key = pair_keys(score, peak, count_x, count_y, x, y, num_blocks, GRADED, FIRST, DIAGONAL)
+    threshold, quota = tl.zeros((), tl.int64), budget
+    for level in tl.static_range(LEVELS):
+        threshold, quota = next_digit(count_digits(key, threshold, level, SIDE * SIDE), threshold, quota)
+    store_threshold(threshold_ptr, words_ptr, head, SIDE, threshold, quota)
+    better, tied = tl.sum((key < threshold).to(tl.int32), axis=1), tl.sum((key == threshold).to(tl.int32), axis=1)
+    store_tally(tally_ptr, head, SIDE, x, better, tied)
+
+
+@triton.jit
+def scores_kernel(
+    mean_q_ptr, mean_k_ptr, count_ptr, score_ptr, peak_ptr, digits_ptr, side, tiles,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """S of ROWS block rows, the maximum of each over blocks with real tokens, and zeros for the radix select."""
+    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    if tile == 0:
+        for level in tl.static_range(LEVELS):
+            tl.store(digits_ptr + (head * LEVELS + level) * BINS + tl.arange(0, BINS), 0)
+    row = head * side + tile * ROWS + tl.arange(0, ROWS)
+    mean_q = load_means(mean_q_ptr, row, BLOCK_D)
+    peak = tl.full((ROWS,), NEVER, COMPUTE)
+    for first in range(0, side, CHUNK):
+        y = first + tl.arange(0, CHUNK)
+        mean_k = load_means(mean_k_ptr, head * side + y, BLOCK_D)
+        count = tl.load(count_ptr + head * side + y)
+        score = product(mean_q, tl.trans(mean_k), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5)
+        tl.store(score_ptr + row[:, None] * side + y[None, :], score)
+        peak = tl.maximum(peak, tl.max(tl.where((count > 0)[None, :], score, NEVER), axis=1))
+    tl.store(peak_ptr + row, peak)
+
+
+@triton.jit
+def digits_kernel(
+    score_ptr, peak_ptr, count_ptr, digits_ptr, num_blocks, side, tiles, budget,
+    LEVEL: tl.constexpr, GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Adds the counts of digit LEVEL over ROWS block rows to those of the head."""
+    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    x = tile * ROWS + tl.arange(0, ROWS)
     prefix, rank = leading_digits(digits_ptr, head, budget, LEVEL)
     counts = tl.zeros((BINS,), tl.int32)
-    for first in range(0, num_blocks, CHUNK):
-        y = first + tl.arange(0, CHUNK)
-        score, key, inside = load_pairs(score_ptr, peak_ptr, count_ptr, head, num_blocks, x, y, FIRST, DIAGONAL)
-        digits = key >> (DIGIT * (LEVELS - 1 - LEVEL))
-        if LEVEL > 0:
-            inside = inside & ((digits >> DIGIT) == prefix)
-        digits = tl.reshape((digits & (BINS - 1)).to(tl.int32), (ROWS * CHUNK,))
-        counts += tl.histogram(digits, BINS, mask=tl.reshape(inside, (ROWS * CHUNK,)))
-    digit = tl.arange(0, BINS)
-    tl.atomic_add(digits_ptr + (head * LEVELS + LEVEL) * BINS + digit, counts, mask=counts > 0, sem="relaxed")
+    for first in range(0, side, CHUNK):
+        key = load_keys(score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
+                        GRADED, FIRST, DIAGONAL, CHUNK)  # fmt: skip
+        counts += count_digits(key, prefix, LEVEL, ROWS * CHUNK)
+    target = digits_ptr + (head * LEVELS + LEVEL) * BINS + tl.arange(0, BINS)
+    tl.atomic_add(target, counts, mask=counts > 0, sem="relaxed")
 
 
 @triton.jit
 def tally_kernel(
-    score_ptr, peak_ptr, count_ptr, digits_ptr, tally_ptr, num_blocks, tiles, budget,
-    FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    score_ptr, peak_ptr, count_ptr, digits_ptr, tally_ptr, threshold_ptr, words_ptr, num_blocks, side, tiles, budget,
+    GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Pairs of each row that are better than pair number `budget`, and that tie with it: (B·H, 2, nb)."""
-    pid = tl.program_id(0)
-    head = (pid // tiles).to(tl.int64)
-    x = (pid % tiles) * ROWS + tl.arange(0, ROWS)
-    threshold, rank = leading_digits(digits_ptr, head, budget, LEVELS)
+    """The key of pair number `budget`; pairs of each of ROWS block rows that are better, and that tie with it."""
+    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    x = tile * ROWS + tl.arange(0, ROWS)
+    threshold, quota = leading_digits(digits_ptr, head, budget, LEVELS)
+    if tile == 0:
+        store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota)
     better, tied = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
-    for first in range(0, num_blocks, CHUNK):
-        y = first + tl.arange(0, CHUNK)
-        score, key, inside = load_pairs(score_ptr, peak_ptr, count_ptr, head, num_blocks, x, y, FIRST, DIAGONAL)
-        better += tl.sum((inside & (key < threshold)).to(tl.int32), axis=1)
-        tied += tl.sum((inside & (key == threshold)).to(tl.int32), axis=1)
-    tally_ptr += 2 * head * num_blocks + x
-    tl.store(tally_ptr, better, mask=x < num_blocks)
-    tl.store(tally_ptr + num_blocks, tied, mask=x < num_blocks)
+    for first in range(0, side, CHUNK):
+        key = load_keys(score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
+                        GRADED, FIRST, DIAGONAL, CHUNK)  # fmt: skip
+        better += tl.sum((key < threshold).to(tl.int32), axis=1)
+        tied += tl.sum((key == threshold).to(tl.int32), axis=1)
+    store_tally(tally_ptr, head, side, x, better, tied)
 
 
 @triton.jit
-def row_shares(tally_ptr, head, num_blocks, first, quota, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+def row_shares(tally_ptr, head, side, first, quota, ROWS: tl.constexpr, CHUNK: tl.constexpr):
     """Where the lists of the rows first … first + ROWS − 1 begin, and how many ties each takes; ties go in order."""
-    tally_ptr += 2 * head * num_blocks
+    better_ptr, tied_ptr = tally_ptr + 2 * head * side, tally_ptr + (2 * head + 1) * side
     better_before, tied_before = tl.zeros((CHUNK,), tl.int32), tl.zeros((CHUNK,), tl.int32)
     for start in range(0, first, CHUNK):
         row = start + tl.arange(0, CHUNK)
-        better_before += tl.load(tally_ptr + row, mask=row < first, other=0)
-        tied_before += tl.load(tally_ptr + num_blocks + row, mask=row < first, other=0)
+        better_before += tl.load(better_ptr + row, mask=row < first, other=0)
+        tied_before += tl.load(tied_ptr + row, mask=row < first, other=0)
     x = first + tl.arange(0, ROWS)
-    better = tl.load(tally_ptr + x, mask=x < num_blocks, other=0)
-    tied = tl.load(tally_ptr + num_blocks + x, mask=x < num_blocks, other=0)
+    better, tied = tl.load(better_ptr + x), tl.load(tied_ptr + x)
     better_before = tl.sum(better_before) + tl.cumsum(better, axis=0) - better
     tied_before = tl.sum(tied_before) + tl.cumsum(tied, axis=0) - tied
     taken_before = tl.minimum(tied_before, quota)
@@ -218,97 +307,98 @@ def row_shares(tally_ptr, head, num_blocks, first, quota, ROWS: tl.constexpr, CH
 
 @triton.jit
 def finish_kernel(
-    score_ptr, peak_ptr, count_ptr, mean_v_ptr, digits_ptr, tally_ptr,
-    bits_ptr, words_ptr, start_ptr, listed_ptr, coarse_peak_ptr, coarse_mass_ptr, coarse_sum_ptr,
-    num_blocks, tiles, budget,
-    FULL: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    score_ptr, peak_ptr, count_ptr, tally_ptr, threshold_ptr, bits_ptr, words_ptr, start_ptr, listed_ptr,
+    num_blocks, side, tiles, budget,
+    GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Bits and lists of ROWS block rows; with FULL also what their unrefined pairs add to the output.
-
-    peak = log₂ max e^S, mass = Σ c_y e^S / 2^peak, sum = Σ c_y e^S v̄_y / 2^peak, all over y not refined.
-    """
-    pid = tl.program_id(0)
-    head, tile = (pid // tiles).to(tl.int64), pid % tiles
+    """Bits and lists of ROWS block rows; the scores of refined pairs become −inf."""
+    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     x = tile * ROWS + tl.arange(0, ROWS)
-    offset_d, words = tl.arange(0, BLOCK_D), tl.cdiv(num_blocks, 32)
-    threshold, quota = leading_digits(digits_ptr, head, budget, LEVELS)
-    begin, ties = row_shares(tally_ptr, head, num_blocks, tile * ROWS, quota, ROWS, CHUNK)
-    tl.store(start_ptr + head * (num_blocks + 1) + x, begin, mask=x < num_blocks)
+    row, words = head * side + x, side // 32
+    threshold, quota = tl.load(threshold_ptr + 2 * head), tl.load(threshold_ptr + 2 * head + 1).to(tl.int32)
+    begin, ties = row_shares(tally_ptr, head, side, tile * ROWS, quota, ROWS, CHUNK)
+    tl.store(start_ptr + head * (side + 1) + x, begin)
     if tile == 0:
-        tl.store(start_ptr + head * (num_blocks + 1) + num_blocks, budget)
+        tl.store(start_ptr + head * (side + 1) + side, budget)
     tied_seen, chosen_seen = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
-    peak, mass = tl.full((ROWS,), NEVER, COMPUTE), tl.zeros((ROWS,), COMPUTE)
-    total = tl.zeros((ROWS, BLOCK_D), COMPUTE)
-    for first in range(0, num_blocks, CHUNK):
+    for first in range(0, side, CHUNK):
         y = first + tl.arange(0, CHUNK)
-        score, key, inside = load_pairs(score_ptr, peak_ptr, count_ptr, head, num_blocks, x, y, FIRST, DIAGONAL)
-        tied = (inside & (key == threshold)).to(tl.int32)
+        key = load_keys(score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
+                        GRADED, FIRST, DIAGONAL, CHUNK)  # fmt: skip
+        tied = (key == threshold).to(tl.int32)
         rank = tied_seen[:, None] + tl.cumsum(tied, axis=1)
-        chosen = ((inside & (key < threshold)) | ((tied > 0) & (rank <= ties[:, None]))).to(tl.int32)
+        chosen = ((key < threshold) | ((tied > 0) & (rank <= ties[:, None]))).to(tl.int32)
         place_in_row = chosen_seen[:, None] + tl.cumsum(chosen, axis=1) - 1
         target = listed_ptr + head * budget + begin[:, None] + place_in_row
         tl.store(target, tl.broadcast_to(y[None, :], (ROWS, CHUNK)), mask=chosen > 0)
+        refined = tl.full((ROWS, CHUNK), -float("inf"), score_ptr.dtype.element_ty)
+        tl.store(score_ptr + row[:, None] * side + y[None, :], refined, mask=chosen > 0)
         tied_seen += tl.sum(tied, axis=1)
         chosen_seen += tl.sum(chosen, axis=1)
 
         by_word = tl.reshape(chosen, (ROWS, CHUNK // 32, 32))
         packed = tl.sum(by_word << tl.arange(0, 32)[None, None, :], axis=2)
         word = first // 32 + tl.arange(0, CHUNK // 32)
-        position = (head * num_blocks + x[:, None]) * words + word[None, :]
-        tl.store(bits_ptr + position, packed, mask=(x < num_blocks)[:, None] & (word < words)[None, :])
-        tl.store(words_ptr + (head * tiles + tile) * words + word, tl.sum(tl.sum(by_word, axis=2), axis=0),
-                 mask=word < words)  # fmt: skip
-        if FULL:
-            count = tl.load(count_ptr + head * num_blocks + y, mask=y < num_blocks, other=0.0)
-            visible = (chosen == 0) & (count > 0)[None, :]
-            logits = tl.where(visible, score * LOG2E, -float("inf"))
-            higher = tl.maximum(peak, tl.max(logits, axis=1))
-            weights = tl.exp2(logits - higher[:, None]) * count[None, :]
-            scale = tl.exp2(peak - higher)
-            mean_v = load_means(mean_v_ptr, head, num_blocks, y, BLOCK_D)
-            total = total * scale[:, None] + product(weights, mean_v, COMPUTE, OPERAND, PRECISION)
-            mass = mass * scale + tl.sum(weights, axis=1)
-            peak = higher
-    if FULL:
-        row = head * num_blocks + x
-        tl.store(coarse_peak_ptr + row, peak, mask=x < num_blocks)
-        tl.store(coarse_mass_ptr + row, mass, mask=x < num_blocks)
-        tl.store(coarse_sum_ptr + row[:, None] * BLOCK_D + offset_d[None, :], total, mask=(x < num_blocks)[:, None])
+        tl.store(bits_ptr + row[:, None] * words + word[None, :], packed)
+        tl.atomic_add(words_ptr + head * words + word, tl.sum(tl.sum(by_word, axis=2), axis=0), sem="relaxed")
+
+
+@triton.jit
+def coarse_sums_kernel(
+    score_ptr, count_ptr, mean_v_ptr, peak_ptr, mass_ptr, sum_ptr, side, tiles,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What the unrefined pairs of ROWS block rows add to the output.
+
+    peak = log₂ max e^S, mass = Σ c_y e^S / 2^peak, sum = Σ c_y e^S v̄_y / 2^peak, all over y not refined.
+    """
+    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    row = head * side + tile * ROWS + tl.arange(0, ROWS)
+    peak, mass = tl.full((ROWS,), NEVER, COMPUTE), tl.zeros((ROWS,), COMPUTE)
+    total = tl.zeros((ROWS, BLOCK_D), COMPUTE)
+    for first in range(0, side, CHUNK):
+        y = first + tl.arange(0, CHUNK)
+        score = tl.load(score_ptr + row[:, None] * side + y[None, :])
+        count = tl.load(count_ptr + head * side + y)
+        mean_v = load_means(mean_v_ptr, head * side + y, BLOCK_D)
+        logits = tl.where((count > 0)[None, :], score * LOG2E, -float("inf"))
+        higher = tl.maximum(peak, tl.max(logits, axis=1))
+        weights = tl.exp2(logits - higher[:, None]) * count[None, :]
+        scale = tl.exp2(peak - higher)
+        total = total * scale[:, None] + product(weights, mean_v, COMPUTE, OPERAND, PRECISION)
+        mass = mass * scale + tl.sum(weights, axis=1)
+        peak = higher
+    tl.store(peak_ptr + row, peak)
+    tl.store(mass_ptr + row, mass)
+    tl.store(sum_ptr + row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :], total)
 
 
 @triton.jit
 def columns_kernel(
-    bits_ptr, words_ptr, start_ptr, listed_ptr, num_blocks, tiles, budget, BLOCK_T: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    bits_ptr, words_ptr, start_ptr, listed_ptr, side, budget, BLOCK_W: tl.constexpr, ROWS: tl.constexpr
+):
     """The list of x refined for each y, ascending, for the 32 y of one word of bits."""
-    words = tl.cdiv(num_blocks, 32)
-    pid = tl.program_id(0)
-    head, word = (pid // words).to(tl.int64), pid % words
-    bit = tl.arange(0, 32)
-    y = word * 32 + bit
-    before = tl.zeros((BLOCK_T,), tl.int32)
-    words_ptr += head * tiles * words
-    for first in range(0, tiles * words, BLOCK_T):
-        slot = first + tl.arange(0, BLOCK_T)
-        before += tl.load(words_ptr + slot, mask=(slot < tiles * words) & (slot % words < word), other=0)
+    words = side // 32
+    head, word = (tl.program_id(0) // words).to(tl.int64), tl.program_id(0) % words
+    bit, earlier = tl.arange(0, 32), tl.arange(0, BLOCK_W)
+    before = tl.load(words_ptr + head * words + earlier, mask=earlier < word, other=0)
     counts = tl.zeros((32,), tl.int32)
-    for first in range(0, num_blocks, ROWS):
+    for first in range(0, side, ROWS):
         x = first + tl.arange(0, ROWS)
-        packed = tl.load(bits_ptr + (head * num_blocks + x) * words + word, mask=x < num_blocks, other=0)
+        packed = tl.load(bits_ptr + (head * side + x) * words + word)
         counts += tl.sum((packed[:, None] >> bit[None, :]) & 1, axis=0)
     begin = tl.sum(before) + tl.cumsum(counts, axis=0) - counts
-    tl.store(start_ptr + head * (num_blocks + 1) + y, begin, mask=y < num_blocks)
+    tl.store(start_ptr + head * (side + 1) + word * 32 + bit, begin)
     if word == 0:
-        tl.store(start_ptr + head * (num_blocks + 1) + num_blocks, budget)
-    seen = begin
-    for first in range(0, num_blocks, ROWS):
+        tl.store(start_ptr + head * (side + 1) + side, budget)
+    for first in range(0, side, ROWS):
         x = first + tl.arange(0, ROWS)
-        packed = tl.load(bits_ptr + (head * num_blocks + x) * words + word, mask=x < num_blocks, other=0)
+        packed = tl.load(bits_ptr + (head * side + x) * words + word)
         chosen = (packed[:, None] >> bit[None, :]) & 1
-        target = listed_ptr + head * budget + seen[None, :] + tl.cumsum(chosen, axis=0) - 1
+        target = listed_ptr + head * budget + begin[None, :] + tl.cumsum(chosen, axis=0) - 1
         tl.store(target, tl.broadcast_to(x[:, None], (ROWS, 32)), mask=chosen > 0)
-        seen += tl.sum(chosen, axis=0)
+        begin += tl.sum(chosen, axis=0)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -319,59 +409,86 @@ def score_precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype in (torch.bfloat16, torch.float16) else "ieee"
 
 
+def pool(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, block_size: int) -> tuple[Tensor, Tensor]:
+    """Means of q, k, v (3, B·H, P, D') and counts of real tokens (B·H, P) of every block."""
+    batch, heads, length, dim = q.shape
+    num_blocks = triton.cdiv(length, block_size)
+    side = padded(num_blocks)
+    width, options = block_dim(dim), dict(dtype=state_dtype(q.dtype), device=q.device)
+    means = torch.empty(3, batch * heads, side, width, **options)
+    counts = torch.empty(batch * heads, side, **options)
+    pool_kernel[(batch * heads * num_blocks,)](
+        q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), means, counts,
+        means.stride(0), length, heads, num_blocks, side,
+        HAS_MASK=key_mask is not None, BLOCK=block_size, HEAD_DIM=dim, BLOCK_D=width,
+        COMPUTE=arithmetic(q.dtype)["COMPUTE"], num_warps=max(1, block_size * width // 1024),
+    )  # fmt: skip
+    return means, counts
+
+
 def select(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, full: bool, block_size: int, budget: int,
     first_blocks: int, diagonal_blocks: int,
 ) -> tuple[Selection, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    """The `budget` pairs of every head, and with `full` the coarse peak, mass (B·H, nb) and sum (B·H, nb, D')."""
-    batch, heads, length, dim = q.shape
-    sequences, width, num_blocks = batch * heads, block_dim(dim), triton.cdiv(length, block_size)
-    kinds, precision = arithmetic(q.dtype), score_precision(q.dtype)
-    state, whole = (dict(dtype=t, device=q.device) for t in (state_dtype(q.dtype), torch.int32))
-    means, counts = torch.empty(3, sequences, num_blocks, width, **state), torch.empty(sequences, num_blocks, **state)
-    digits = torch.empty(sequences, LEVELS.value, BINS.value, **whole)
-    parts = triton.cdiv(length, POOL_TOKENS)
-    pool_kernel[(sequences * parts,)](
-        q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), means, counts, digits,
-        means.stride(0), length, heads, num_blocks, parts,
-        HAS_MASK=key_mask is not None, BLOCK=block_size, TOKENS=POOL_TOKENS, HEAD_DIM=dim, BLOCK_D=width,
-        COMPUTE=kinds["COMPUTE"], num_warps=4,
-    )  # fmt: skip
-
-    tiles, chunk = triton.cdiv(num_blocks, ROWS), min(128, max(32, triton.next_power_of_2(num_blocks)))
-    grid, shape = (sequences * tiles,), dict(ROWS=ROWS, CHUNK=chunk, num_warps=4)
-    priors = dict(FIRST=first_blocks, DIAGONAL=diagonal_blocks)
-    scores, peaks = torch.empty(sequences, num_blocks, num_blocks, **state), torch.empty_like(counts)
-    scores_kernel[grid](
-        means[0], means[1], counts, scores, peaks, num_blocks, tiles,
-        HEAD_DIM=dim, BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=precision, **shape,
-    )  # fmt: skip
-    for level in range(LEVELS.value):
-        digits_kernel[grid](scores, peaks, counts, digits, num_blocks, tiles, budget, LEVEL=level, **priors, **shape)
-    tally = torch.empty(sequences, 2, num_blocks, **whole)
-    tally_kernel[grid](scores, peaks, counts, digits, tally, num_blocks, tiles, budget, **priors, **shape)
-    words = triton.cdiv(num_blocks, 32)
+    """The `budget` pairs of every head, and with `full` the coarse peak, mass (B·H, P) and sum (B·H, P, D')."""
+    num_blocks = triton.cdiv(q.shape[2], block_size)
+    side, width, kinds = padded(num_blocks), block_dim(q.shape[3]), arithmetic(q.dtype)
+    means, counts = pool(q, k, v, key_mask, block_size)
+    sequences, words = len(counts), side // 32
+    whole = dict(dtype=torch.int32, device=q.device)
     chosen = Selection(
-        means=means, counts=counts, bits=torch.empty(sequences, num_blocks, words, **whole),
-        words=torch.empty(sequences, tiles, words, **whole), starts=torch.empty(sequences, num_blocks + 1, **whole),
+        means=means, counts=counts, bits=torch.empty(sequences, side, words, **whole),
+        words=torch.empty(sequences, words, **whole), starts=torch.empty(sequences, side + 1, **whole),
         listed=torch.empty(sequences, budget, **whole),
     )  # fmt: skip
-    coarse = (torch.empty_like(counts), torch.empty_like(counts), torch.empty_like(means[0])) if full else None
+    scores, peaks = counts.new_empty(sequences, side, side), torch.empty_like(counts)
+    tally = torch.empty(sequences, 2, side, **whole)
+    threshold = torch.empty(sequences, 2, dtype=torch.int64, device=q.device)
+    graded = key_mask is not None or first_blocks > 0 or diagonal_blocks > 0 or side > num_blocks
+    order = dict(GRADED=graded, FIRST=first_blocks, DIAGONAL=diagonal_blocks)
+    products = dict(
+        HEAD_DIM=q.shape[3], BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=score_precision(q.dtype)
+    )
+    chunk = min(512, side)
+    rows = min(16, PAIRS // chunk)
+    grid, sizes = (sequences * (side // rows),), (num_blocks, side, side // rows, budget)
+    shape = dict(ROWS=rows, CHUNK=chunk, num_warps=4)
+    if side <= SIDE:
+        rank_kernel[(sequences,)](
+            means[0], means[1], counts, scores, peaks, tally, threshold, chosen.words, num_blocks, budget,
+            **order, **products, SIDE=side, num_warps=side // 8,
+        )  # fmt: skip
+    else:
+        digits = torch.empty(sequences, LEVELS.value, BINS.value, **whole)
+        scores_kernel[(sequences * (side // SCORE_ROWS),)](
+            means[0], means[1], counts, scores, peaks, digits, side, side // SCORE_ROWS,
+            **products, ROWS=SCORE_ROWS, CHUNK=min(SCORE_CHUNK, side), num_warps=4,
+        )  # fmt: skip
+        keys = (scores, peaks, counts, digits)
+        for level in range(LEVELS.value):
+            digits_kernel[grid](*keys, *sizes, LEVEL=level, **order, **shape)
+        tally_kernel[grid](*keys, tally, threshold, chosen.words, *sizes, **order, **shape)
     finish_kernel[grid](
-        scores, peaks, counts, means[2], digits, tally, chosen.bits, chosen.words, chosen.starts, chosen.listed,
-        *(coarse or (counts,) * 3), num_blocks, tiles, budget,
-        FULL=full, **priors, BLOCK_D=width, **shape, COMPUTE=kinds["COMPUTE"], OPERAND=kinds["COMPUTE"],
-        PRECISION=kinds["PRECISION"],
+        scores, peaks, counts, tally, threshold, chosen.bits, chosen.words, chosen.starts, chosen.listed, *sizes,
+        **order, **shape,
     )  # fmt: skip
-    return chosen, coarse or (counts,) * 3
+    if not full:
+        return chosen, (counts, counts, counts)
+    coarse = (torch.empty_like(counts), torch.empty_like(counts), torch.empty_like(means[0]))
+    coarse_sums_kernel[(sequences * (side // COARSE_ROWS),)](
+        scores, counts, means[2], *coarse, side, side // COARSE_ROWS,
+        BLOCK_D=width, ROWS=COARSE_ROWS, CHUNK=COARSE_CHUNK, **kinds, num_warps=2,
+    )  # fmt: skip
+    return chosen, coarse
 
 
 def transpose(chosen: Selection) -> tuple[Tensor, Tensor]:
-    """Starts (B·H, nb + 1) and lists (B·H, m) of the x refined for each y."""
+    """Starts (B·H, P + 1) and lists (B·H, m) of the x refined for each y."""
     starts, listed = torch.empty_like(chosen.starts), torch.empty_like(chosen.listed)
-    sequences, num_blocks, words = chosen.bits.shape
+    sequences, side, words = chosen.bits.shape
+    rows = min(512, side)
     columns_kernel[(sequences * words,)](
-        chosen.bits, chosen.words, starts, listed, num_blocks, chosen.words.shape[1], listed.shape[1],
-        BLOCK_T=256, ROWS=min(128, max(16, triton.next_power_of_2(num_blocks))), num_warps=4,
+        chosen.bits, chosen.words, starts, listed, side, listed.shape[1],
+        BLOCK_W=triton.next_power_of_2(words), ROWS=rows, num_warps=max(1, rows // 64),
     )  # fmt: skip
     return starts, listed

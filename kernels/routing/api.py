@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.common.dispatch import check_impl, resolve_impl
+from kernels.common.dispatch import choose_impl
 from kernels.common.inputs import check_positive
 from kernels.common.layout import compute_dtype, heads_last
 from kernels.routing import reference
 from kernels.routing.centroids import cluster_scores, layer_norm, real_rows
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("reference", "triton")
 
 
 class RoutingOutput(NamedTuple):
@@ -52,14 +52,17 @@ def routing_attention(
     Raises ValueError for impossible sizes. Formulas and source: `kernels.routing.reference`.
     """
     check_positive(window=window, local_window=local_window)
-    check_impl(impl, IMPLEMENTATIONS, "routing")
+    chosen = choose_impl(impl, q, IMPLEMENTATIONS, "routing")
     heads, dim = q.shape[1], q.shape[3]
     if centroids.dim() != 3 or not 1 <= centroids.shape[0] <= heads or centroids.shape[2] != dim:
         raise ValueError(
             f"centroids must be (routing heads, clusters, head_dim) with at most {heads} heads of {dim}, "
             f"got {tuple(centroids.shape)}"
         )
-    resolve_impl(impl, q.device, IMPLEMENTATIONS)
+    if chosen == "triton":
+        from kernels.routing import ops  # Triton is needed only here
+
+        return RoutingOutput(*ops.routing_attention(q, k, v, centroids, window, local_window, key_mask, causal))
     out, *rest = reference.routing_attention(q, k, v, centroids, window, local_window, key_mask, causal)
     return RoutingOutput(heads_last(out, key_mask, q.dtype), *rest)
 

@@ -1,0 +1,414 @@
+"""Routing's selection in Triton: scores against the centroids, the best tokens of each cluster, and the inverse.
+
+    score     s_ci = μ_c · x̂_i as keys that sort as unsigned integers, (K, N); argmax_c, commitment, counts and sums
+    merge     the partial sums of `score`, in a fixed order
+    select    a threshold for each cluster by bisection on the bits of its keys, then its members, ascending
+    offsets   how many clusters each token is in, and where its results lie in an order by token
+
+Half precisions have keys of 16 bits, steps of 2⁻¹⁵ √D |μ_c|, a tenth of what rounding q and k costs; float32 keys are
+exact. Keys are the only array that grows with clusters × tokens: 4 bytes a cluster and token in bf16, freed before the
+attention begins. Members are marked as one bit a cluster and token by an integer atomic "or", whose order is immaterial.
+"""
+
+# Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportPossiblyUnboundVariable=false
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.common.launch import arithmetic, block_dim, mask_arguments, split, state_dtype, strides
+from kernels.common.tiles import load_rows, place, real_rows
+from kernels.routing.centroids import LAYER_NORM_EPS
+
+EPS = tl.constexpr(LAYER_NORM_EPS)
+MERGE_ROWS, MERGE_SLOTS = 2, 64
+RESIDENT_KEYS = 16384
+"""Longest row of keys that a program holds in registers; longer ones are read again in every round."""
+
+
+@triton.jit
+def normalise(x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """x̂ = (x − mean) / √(variance + ε) of each row, and the second factor; zero in columns of padding, as x is."""
+    centred = x - (tl.sum(x, axis=1) / HEAD_DIM)[:, None]
+    if HEAD_DIM != BLOCK_D:
+        centred = tl.where((tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :], centred, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / HEAD_DIM + EPS)
+    return centred * scale[:, None], scale
+
+
+@triton.jit
+def halves(x):
+    """x as the sum of two float16, exact to 2⁻²² where |x| is about one."""
+    high = x.to(tl.float16)
+    return high, (x - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def score_product(a, b, COMPUTE: tl.constexpr, SPLIT: tl.constexpr):
+    """a @ b as exact as in float32; SPLIT: on the tensor cores, as three products of halves."""
+    if SPLIT:
+        a_high, a_low = halves(a)
+        b_high, b_low = halves(b)
+        return tl.dot(a_high, b_high, tl.dot(a_low, b_high, tl.dot(a_high, b_low)))
+    else:
+        return tl.dot(a, b, out_dtype=COMPUTE, input_precision="ieee")
+
+
+@triton.jit
+def sortable(direction_score, score, real, HEAD_DIM: tl.constexpr, BITS: tl.constexpr):
+    """Keys that sort as unsigned integers, 0 for tokens that must not be chosen.
+
+    16 bits: the cosine to the centroid in fixed point. Else: the bits of the score, those of negative ones inverted.
+    """
+    if BITS == 16:
+        level = direction_score * (32767.0 * HEAD_DIM**-0.5) + 32768.5
+        key = tl.minimum(tl.maximum(level, 1.0), 65535.0).to(tl.int32)
+        return tl.where(real, key, 0).to(tl.int16)
+    else:
+        INTEGER: tl.constexpr = tl.int32 if BITS == 32 else tl.int64
+        bits = (score + 0.0).to(INTEGER, bitcast=True)  # −0 + 0 = 0
+        lowest = tl.full((), 1, INTEGER) << (BITS - 1)
+        return tl.where(real, tl.where(bits < 0, ~bits, bits | lowest), 0)
+
+
+@triton.jit
+def score_kernel(
+    q_ptr, q_b, q_h, q_n,
+    k_ptr, k_b, k_h, k_n,
+    mask_ptr, mask_b, mask_n,
+    centroid_ptr,  # (H, K, D)
+    key_ptr, best_ptr, word_ptr,  # (2, B·H, K, N), (2, B·H, N), (2, B·H, W, N)
+    count_ptr, sum_ptr, loss_ptr, token_ptr,  # slots (H, P, K', …) with P = 2 · B · splits, the last two (H, P, K' / BLOCK_K)
+    length, num_batches, num_heads, splits, chunk,
+    K: tl.constexpr, BITS: tl.constexpr, HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Keys of one block of clusters, and its statistics, over one part of the queries (side 0) or keys (side 1)."""
+    b, h, part = place(tl.program_id(0), num_heads, splits)
+    side, mine = tl.program_id(1), tl.program_id(2)
+    wide_h = h.to(tl.int64)
+    if side == 0:
+        x_ptr, x_n = q_ptr + b * q_b + wide_h * q_h, q_n
+    else:
+        x_ptr, x_n = k_ptr + b * k_b + wide_h * k_h, k_n
+    mask_ptr += b * mask_b
+    centroid_ptr += h * K * HEAD_DIM
+    head = (side * num_batches + b) * num_heads + h
+    WORDS: tl.constexpr = (K + 31) // 32
+    OWN_WORDS: tl.constexpr = (BLOCK_K + 31) // 32
+    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    key_ptr += head * K * length
+    best_ptr += head * length
+    word_ptr += head * WORDS * length
+    offset_n, offset_d, offset_k = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
+    count = tl.zeros((BLOCK_K,), COMPUTE)
+    total = tl.zeros((BLOCK_K, BLOCK_D), COMPUTE)
+    loss, tokens = tl.zeros((BLOCK_N,), COMPUTE), tl.zeros((BLOCK_N,), COMPUTE)
+    for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
+        inside = start + offset_n < length
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        x = load_rows(x_ptr, x_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        x_hat, _ = normalise(x.to(COMPUTE), HEAD_DIM, BLOCK_D)
+        best_score, best = tl.full((BLOCK_N,), -float("inf"), COMPUTE), tl.zeros((BLOCK_N,), tl.int32)
+        for block in tl.static_range(BLOCKS):
+            cluster = block * BLOCK_K + offset_k
+            known = (cluster < K)[:, None] & (offset_d < HEAD_DIM)[None, :]
+            centroid_rows = centroid_ptr + cluster[:, None] * HEAD_DIM + offset_d[None, :]
+            centroid = tl.load(centroid_rows, mask=known, other=0.0).to(COMPUTE)
+            norm = tl.sqrt(tl.sum(centroid * centroid, axis=1))
+            direction = centroid * tl.where(norm > 0, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0)[:, None]
+            cosine = score_product(direction, tl.trans(x_hat), COMPUTE, SPLIT)  # × √D
+            score = cosine * norm[:, None]
+            if block == mine:
+                key = sortable(cosine, score, real[None, :], HEAD_DIM, BITS)
+                position = key_ptr + cluster.to(tl.int64)[:, None] * length + (start + offset_n)[None, :]
+                tl.store(position, key, mask=(cluster < K)[:, None] & inside[None, :])
+            score = tl.where((cluster < K)[:, None], score, -float("inf"))
+            here_score, here = tl.max(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
+            best = tl.where(here_score > best_score, block * BLOCK_K + here, best)
+            best_score = tl.maximum(best_score, here_score)
+
+        if mine == 0:
+            tl.store(best_ptr + start + offset_n, best, mask=inside)
+        for word in tl.static_range(OWN_WORDS):
+            if mine * OWN_WORDS + word < WORDS:
+                tl.store(
+                    word_ptr + (mine * OWN_WORDS + word) * length + start + offset_n,
+                    tl.zeros((BLOCK_N,), tl.int32),
+                    mask=inside,
+                )
+        own = real & (best // BLOCK_K == mine)
+        nearest = tl.load(
+            centroid_ptr + best[:, None] * HEAD_DIM + offset_d[None, :],
+            mask=own[:, None] & (offset_d < HEAD_DIM)[None, :], other=0.0,
+        ).to(COMPUTE)  # fmt: skip
+        error = tl.where(own[:, None], x_hat - nearest, 0.0)
+        loss += tl.sum(error * error, axis=1)
+        tokens += tl.where(real, 1.0, 0.0).to(COMPUTE)
+        chosen = (best[None, :] == (mine * BLOCK_K + offset_k)[:, None]) & real[None, :]
+        count += tl.sum(chosen.to(COMPUTE), axis=1)
+        if SPLIT:
+            high, low = halves(x_hat)
+            one_hot = chosen.to(tl.float16)
+            total = tl.dot(one_hot, high, tl.dot(one_hot, low, total))
+        else:
+            total += tl.dot(chosen.to(COMPUTE), x_hat, out_dtype=COMPUTE, input_precision="ieee")
+
+    slot = (wide_h * 2 * num_batches + side * num_batches + b) * splits + part
+    rows = (slot * BLOCKS + mine) * BLOCK_K + offset_k
+    tl.store(count_ptr + rows, count)
+    tl.store(sum_ptr + rows[:, None] * BLOCK_D + offset_d[None, :], total)
+    tl.store(loss_ptr + slot * BLOCKS + mine, tl.sum(loss))
+    tl.store(token_ptr + slot * BLOCKS + mine, tl.sum(tokens))
+
+
+@triton.jit
+def merge_kernel(
+    count_ptr, sum_ptr, loss_ptr, token_ptr,
+    counts_ptr, sums_ptr, commitment_ptr, pull_ptr,  # (H, K), (H, K, D), (), ()
+    slots, partials, num_heads,
+    K: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr, SLOTS: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Counts and sums of ROWS clusters of one head; program 0 also gives the commitment loss and 2 / (its terms)."""
+    ALL: tl.constexpr = BLOCKS * BLOCK_K
+    h, first = (tl.program_id(0) // (ALL // ROWS)).to(tl.int64), tl.program_id(0) % (ALL // ROWS) * ROWS
+    offset_s, offset_r, offset_x = tl.arange(0, SLOTS), tl.arange(0, ROWS), tl.arange(0, ROWS * BLOCK_D)
+    count, total = tl.zeros((SLOTS, ROWS), COMPUTE), tl.zeros((SLOTS, ROWS * BLOCK_D), COMPUTE)
+    for start in range(0, slots, SLOTS):
+        row = ((h * slots + start + offset_s) * ALL + first)[:, None]
+        inside = (start + offset_s < slots)[:, None]
+        count += tl.load(count_ptr + row + offset_r[None, :], mask=inside, other=0.0)
+        total += tl.load(sum_ptr + row * BLOCK_D + offset_x[None, :], mask=inside, other=0.0)
+    cluster = first + offset_r
+    tl.store(counts_ptr + h * K + cluster, tl.sum(count, axis=0), mask=cluster < K)
+    row, column = first + offset_x // BLOCK_D, offset_x % BLOCK_D
+    tl.store(sums_ptr + (h * K + row) * HEAD_DIM + column, tl.sum(total, axis=0), mask=(row < K) & (column < HEAD_DIM))
+    if tl.program_id(0) == 0:
+        FLAT: tl.constexpr = SLOTS * ROWS * BLOCK_D
+        offset = tl.arange(0, FLAT)
+        loss, tokens = tl.zeros((FLAT,), COMPUTE), tl.zeros((FLAT,), COMPUTE)
+        for start in range(0, partials, FLAT):
+            loss += tl.load(loss_ptr + start + offset, mask=start + offset < partials, other=0.0)
+            tokens += tl.load(token_ptr + start + offset, mask=start + offset < partials, other=0.0)
+        # Every head, both sides and every block of clusters counted the same real tokens.
+        terms = tl.maximum(tl.sum(tokens) / (2 * num_heads * BLOCKS), 1.0) * num_heads * HEAD_DIM
+        tl.store(commitment_ptr, tl.sum(loss) / terms)
+        tl.store(pull_ptr, 2.0 / terms)
+
+
+@triton.jit
+def load_keys(key_ptr, start, length, BLOCK_N: tl.constexpr, BITS: tl.constexpr):
+    """Keys as unsigned integers of at least 32 bits, 0 behind the end."""
+    offset = start + tl.arange(0, BLOCK_N)
+    key = tl.load(key_ptr + offset, mask=offset < length, other=0)
+    if BITS == 16:
+        return key.to(tl.uint16, bitcast=True).to(tl.uint32)
+    else:
+        return key.to(tl.uint32 if BITS == 32 else tl.uint64, bitcast=True)
+
+
+@triton.jit
+def count_reaching(
+    keys, key_ptr, threshold, length, BITS: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
+    """How many keys are at least `threshold`: of the tile `keys` where it is the whole row, else read again."""
+    if RESIDENT:
+        return tl.sum((keys >= threshold).to(tl.int32), axis=0)
+    else:
+        counts = tl.zeros((BLOCK_N,), tl.int32)
+        for start in range(0, length, BLOCK_N):
+            counts += (load_keys(key_ptr, start, length, BLOCK_N, BITS) >= threshold).to(tl.int32)
+        return tl.sum(counts, axis=0)
+
+
+@triton.jit
+def select_members(
+    key_ptr, index_ptr, lowest_visible, length, window,
+    HAS_MASK: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Write the ascending positions of the `window` largest keys, `length` in slots left empty; return the first.
+
+    Ties go to the lower position. Positions before `lowest_visible` leave their slots empty.
+    """
+    UNSIGNED: tl.constexpr = tl.uint64 if BITS == 64 else tl.uint32
+    keys = load_keys(key_ptr, 0, length, BLOCK_N, BITS)
+    one = tl.full((), 1, UNSIGNED)
+    # The largest threshold that `window` keys reach, bit by bit; one that exactly `window` reach will do.
+    threshold, reached, bit = tl.full((), 0, UNSIGNED), length, BITS - 1
+    if HAS_MASK:
+        if count_reaching(keys, key_ptr, one, length, BITS, RESIDENT, BLOCK_N) <= window:
+            threshold, reached = one, window  # all that there are
+    while (bit >= 0) & (reached != window):
+        candidate = threshold | (one << bit)
+        count = count_reaching(keys, key_ptr, candidate, length, BITS, RESIDENT, BLOCK_N)
+        threshold = tl.where(count >= window, candidate, threshold)
+        reached = tl.where(count >= window, count, reached)
+        bit -= 1
+
+    room = 0  # for keys equal to the threshold, where more than `window` reach it
+    if reached > window:
+        room = window - count_reaching(keys, key_ptr, threshold + one, length, BITS, RESIDENT, BLOCK_N)
+    filled, ties_before, first = 0, 0, length
+    for start in range(0, 1 if RESIDENT else length, BLOCK_N):
+        if not RESIDENT:
+            keys = load_keys(key_ptr, start, length, BLOCK_N, BITS)
+        member = (keys >= threshold) & (keys > 0)
+        if reached > window:
+            tied = (keys == threshold).to(tl.int32)
+            member = member & ((keys > threshold) | (ties_before + tl.cumsum(tied, axis=0) <= room))
+            ties_before += tl.sum(tied, axis=0)
+        token = start + tl.arange(0, BLOCK_N)
+        position = filled + tl.cumsum(member.to(tl.int32), axis=0) - 1
+        tl.store(index_ptr + position, tl.where(token >= lowest_visible, token, length), mask=member)
+        filled += tl.sum(member.to(tl.int32), axis=0)
+        first = tl.minimum(first, tl.min(tl.where(member, token, length), axis=0))
+    for start in range(0, window, BLOCK_W):
+        slot = start + tl.arange(0, BLOCK_W)
+        tl.store(index_ptr + slot, tl.zeros((BLOCK_W,), tl.int32) + length, mask=(slot >= filled) & (slot < window))
+    return first
+
+
+@triton.jit
+def select_kernel(
+    key_ptr, index_ptr, word_ptr,  # (2, B·H, K, N), (2, B·H, K, w), (2, B·H, W, N)
+    length, window, heads,
+    K: tl.constexpr, CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Key members, then query members of one cluster of one head, and their marks.
+
+    Causal: a query that would see no key of the cluster does not count as a member.
+    """
+    WORDS: tl.constexpr = (K + 31) // 32
+    head, c = (tl.program_id(0) // K).to(tl.int64), tl.program_id(0) % K
+    query, key = head * K + c, (heads + head) * K + c
+    lowest = select_members(
+        key_ptr + key * length, index_ptr + key * window, 0, length, window,
+        HAS_MASK, BITS, RESIDENT, BLOCK_N, BLOCK_W,
+    )  # fmt: skip
+    select_members(
+        key_ptr + query * length, index_ptr + query * window, lowest if CAUSAL else 0, length, window,
+        HAS_MASK, BITS, RESIDENT, BLOCK_N, BLOCK_W,
+    )  # fmt: skip
+    tl.debug_barrier()  # the positions written above are read by other threads below
+    mark = tl.full((BLOCK_W,), 1, tl.int32) << (c % 32)
+    for side in tl.static_range(2):
+        words = word_ptr + ((side * heads + head) * WORDS + c // 32) * length
+        for start in range(0, window, BLOCK_W):
+            slot = start + tl.arange(0, BLOCK_W)
+            token = tl.load(index_ptr + (key if side else query) * window + slot, mask=slot < window, other=length)
+            tl.atomic_or(words + token, mark, mask=token < length, sem="relaxed")
+
+
+@triton.jit
+def ones_of(word):
+    """Bits set in each 32-bit word."""
+    x = word.to(tl.uint32, bitcast=True)
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def offsets_kernel(word_ptr, offset_ptr, length, WORDS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """offset_n = Σ_{m<n} (clusters of token m) for one side of one head, (N + 1,)."""
+    head = tl.program_id(0).to(tl.int64)
+    word_ptr += head * WORDS * length
+    offset_ptr += head * (length + 1)
+    before = 0
+    for start in range(0, length, BLOCK_N):
+        token = start + tl.arange(0, BLOCK_N)
+        count = tl.zeros((BLOCK_N,), tl.int32)
+        for word in tl.static_range(WORDS):
+            count += ones_of(tl.load(word_ptr + word * length + token, mask=token < length, other=0))
+        tl.store(offset_ptr + 1 + token, before + tl.cumsum(count, axis=0), mask=token < length)
+        before += tl.sum(count, axis=0)
+    tl.store(offset_ptr, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
+
+
+class Selection(NamedTuple):
+    """Who is in which cluster, and what trains the centroids; side 0 is of queries, side 1 of keys."""
+
+    index: Tensor
+    """(2, B·H, K, w): ascending positions of the members, N in empty slots."""
+    words: Tensor
+    """(2, B·H, W, N): bit c % 32 of word c // 32 says that the token is in cluster c."""
+    offsets: Tensor
+    """(2, B·H, N + 1): where the results of a token begin, in an order by token, then by cluster."""
+    best: Tensor
+    """(2, B·H, N): the nearest centroid."""
+    pull: Tensor
+    """(): 2 / (terms of the commitment loss)."""
+    commitment: Tensor
+    counts: Tensor
+    sums: Tensor
+
+
+def select(q: Tensor, k: Tensor, key_mask: Tensor | None, centroids: Tensor, window: int, causal: bool) -> Selection:
+    """Selection of the heads that have centroids, (H, K, D) contiguous; see `kernels.routing.api` for the rest."""
+    batch, _, length, dim = q.shape
+    heads, clusters, _ = centroids.shape
+    rows, words, window = batch * heads, triton.cdiv(clusters, 32), min(window, length)
+    width, wide = block_dim(dim), state_dtype(q.dtype)
+    block_k = min(128, max(16, triton.next_power_of_2(clusters)))
+    blocks = triton.cdiv(clusters, block_k)
+    bits = 8 * q.element_size()
+    integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[bits]
+    options = dict(dtype=wide, device=q.device)
+    whole = dict(dtype=torch.int32, device=q.device)
+
+    keys = torch.empty(2, rows, clusters, length, dtype=integer, device=q.device)
+    best, word = torch.empty(2, rows, length, **whole), torch.empty(2, rows, words, length, **whole)
+    tile, warps = score_tile(block_k, bits)
+    splits, chunk = split(length, tile, 2 * rows)
+    slots = 2 * batch * splits
+    count = torch.empty(heads, slots, blocks * block_k, **options)
+    total = torch.empty(heads, slots, blocks * block_k, width, **options)
+    loss, tokens = (torch.empty(heads, slots, blocks, **options) for _ in range(2))
+    compute = arithmetic(q.dtype)["COMPUTE"]
+    sizes = dict(K=clusters, HEAD_DIM=dim, BLOCK_D=width, BLOCK_K=block_k, COMPUTE=compute)
+    score_kernel[(rows * splits, 2, blocks)](
+        q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q), centroids, keys, best, word,
+        count, total, loss, tokens, length, batch, heads, splits, chunk,
+        BITS=bits, HAS_MASK=key_mask is not None, BLOCK_N=tile, SPLIT=bits == 16, num_warps=warps, num_stages=2, **sizes,
+    )  # fmt: skip
+    counts, sums = torch.empty(heads, clusters, **options), torch.empty(heads, clusters, dim, **options)
+    commitment, pull = torch.empty((), **options), torch.empty((), **options)
+    merge_kernel[(heads * blocks * block_k // MERGE_ROWS,)](
+        count, total, loss, tokens, counts, sums, commitment, pull, slots, loss.numel(), heads,
+        BLOCKS=blocks, ROWS=MERGE_ROWS, SLOTS=MERGE_SLOTS, num_warps=4, **sizes,
+    )  # fmt: skip
+
+    index = torch.empty(2, rows, clusters, window, **whole)
+    resident = length <= RESIDENT_KEYS
+    block_n = triton.next_power_of_2(length) if resident else RESIDENT_KEYS
+    select_kernel[(rows * clusters,)](
+        keys, index, word, length, window, rows,
+        K=clusters, CAUSAL=causal, HAS_MASK=key_mask is not None, BITS=bits, RESIDENT=resident, BLOCK_N=block_n, BLOCK_W=128,
+        num_warps=select_warps(block_n),
+    )  # fmt: skip
+    offsets = torch.empty(2, rows, length + 1, **whole)
+    offsets_kernel[(2 * rows,)](
+        word, offsets, length, WORDS=words, BLOCK_N=min(4096, triton.next_power_of_2(length)), num_warps=8
+    )
+    return Selection(index, word, offsets, best, pull, commitment, counts, sums)
+
+
+def score_tile(block_k: int, bits: int) -> tuple[int, int]:
+    """Tokens of a tile of scores, and warps."""
+    return (128 if bits == 16 else 64), (8 if block_k > 64 else 4)
+
+
+def select_warps(keys: int) -> int:
+    """At most 32 keys a thread while a program has 16 warps."""
+    return min(16, max(4, keys // 1024))

@@ -1,0 +1,319 @@
+"""Routing's kernels compute what the reference computes: interpreted without a GPU, native with one."""
+
+from unittest import mock
+
+import pytest
+import torch
+from guards import guarded, guarded_allocations
+from inputs import padding, qkv
+from sm90 import SHARED_MEMORY, compile_in_own_process
+from tolerance import assert_as_good_as, assert_exact
+from torch import Tensor
+
+import attention
+from kernels.routing import reference, routing_attention
+from kernels.routing.centroids import cluster_scores, layer_norm, real_rows
+
+NATIVE = torch.cuda.is_available()
+WIDEST = torch.float32 if NATIVE else torch.float64  # the GPU's kernels have no float64
+HEADS = 2
+# Length, mask, head dimension, clusters, window, local block, causal: one tile and several, of clusters, words and keys.
+CASES = [
+    (1, None, 8, 2, 4, 3, False),
+    (50, "scattered", 16, 3, 40, 20, False),
+    (34, "empty", 24, 2, 40, 40, True),
+    (33, None, 32, 4, 12, 8, False),
+    (33, None, 8, 3, 9, 8, True),
+    pytest.param(40, "suffix", 16, 33, 5, 64, False, marks=pytest.mark.slow),
+    pytest.param(70, "one", 64, 3, 16, 30, False, marks=pytest.mark.slow),
+    pytest.param(70, "suffix", 128, 2, 70, 50, True, marks=pytest.mark.slow),
+    pytest.param(140, None, 16, 130, 7, 128, False, marks=pytest.mark.slow),
+]
+NAMES = ("out", "dq", "dk", "dv", "commitment", "counts", "sums")
+gpu = pytest.mark.gpu
+native_only = pytest.mark.skipif(not NATIVE, reason="needs a GPU")
+interpreted_only = pytest.mark.skipif(NATIVE, reason="float64 runs in the interpreter only")
+
+
+def centroids(clusters: int, dim: int, heads: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(11)
+    return layer_norm(torch.randn(heads, clusters, dim, generator=generator, dtype=torch.float64))
+
+
+def selection(inputs: list[Tensor], mask: Tensor | None, mu: Tensor, window: int, causal: bool = False) -> Tensor:
+    """Positions of the members of each cluster as the kernels choose them, (2, B, H_r, K, w), queries first."""
+    from kernels.routing.triton_select import select
+
+    mu = mu.to(inputs[0].device, torch.float64 if inputs[0].dtype == torch.float64 else torch.float32)
+    index = select(*inputs[:2], mask, mu, window, causal).index.long()
+    return index.unflatten(1, (inputs[0].shape[0], mu.shape[0]))
+
+
+def evaluate(
+    inputs: list[Tensor], mask: Tensor | None, mu: Tensor, impl: str, dtype: torch.dtype, device: str, *, window: int,
+    local_window: int, causal: bool, members: Tensor | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """What NAMES names, for the inputs converted to `dtype`; the reference can be told the members of the clusters."""
+    inputs = [x.detach().to(device, dtype).requires_grad_() for x in inputs]
+    mask = None if mask is None else mask.to(device)
+    mu = mu.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    options = dict(window=window, local_window=local_window, key_mask=mask, causal=causal, impl=impl)
+    with mock.patch.object(reference, "membership", wraps=reference.membership) as membership:
+        if members is not None:
+            membership.side_effect = list(members.to(device))
+        out, commitment, counts, sums = routing_attention(*inputs, mu, **options)
+    cotangent = qkv(*out.shape, seed=7)[0].to(device, dtype)
+    gradients = torch.autograd.grad((out * cotangent).sum() + 3 * commitment, inputs)
+    return [out.detach(), *gradients, commitment.detach(), counts, sums]
+
+
+@pytest.mark.parametrize(("length", "kind", "dim", "clusters", "window", "local_window", "causal"), CASES)
+@interpreted_only
+def test_everything_is_that_of_the_reference_in_float64(
+    length, kind, dim, clusters, window, local_window, causal
+):  # fmt: skip
+    inputs, mask = qkv(2, HEADS, length, dim), None if kind is None else padding(2, length, kind=kind)
+    options = dict(window=window, local_window=local_window, causal=causal)
+    mine, theirs = (
+        evaluate(inputs, mask, centroids(clusters, dim), impl, torch.float64, "cpu", **options)
+        for impl in ("triton", "reference")
+    )
+    assert mine[0].transpose(1, 2).is_contiguous()
+    assert_exact(*(torch.cat([g.flatten() for g in r[1:4]]) for r in (mine, theirs)), "gradient of q, k, v")
+    for i in (0, 4, 5, 6):
+        assert_exact(mine[i], theirs[i], NAMES[i])
+    if mask is not None:
+        padded = ~mask[:, None, :, None].expand_as(inputs[0])
+        assert all((x[padded] == 0).all() for x in mine[:4])
+
+
+@pytest.mark.parametrize("kind", [None, "scattered", "one", "empty"])
+@interpreted_only
+def test_members_are_those_of_the_reference(kind):
+    length, window = 45, 12
+    inputs, mask = qkv(2, HEADS, length, 8), None if kind is None else padding(2, length, kind=kind)
+    mu = centroids(3, 8, HEADS)
+    mine = selection(inputs, mask, mu, window)
+    for x, index in zip(inputs, mine, strict=False):
+        scores = cluster_scores(layer_norm(real_rows(x, mask)), mu)
+        assert torch.equal(index, reference.membership(scores, window, mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["fp16", "fp32"])
+def test_equal_scores_go_to_the_lower_position(dtype, device):
+    x = torch.randn(1, 1, 5, 8, generator=torch.Generator().manual_seed(1)).repeat(1, 1, 6, 1).to(device, dtype)
+    scores = cluster_scores(layer_norm(x.double().cpu()), centroids(4, 8))
+    expected = reference.membership(scores.float(), 8)
+    for index in selection([x, x], None, centroids(4, 8), 8):
+        assert torch.equal(index.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, torch.float32, pytest.param(torch.bfloat16, marks=[gpu, native_only])],
+    ids=["fp16", "fp32", "bf16"],
+)
+def test_no_token_is_left_out_for_a_worse_one(dtype, device):
+    """By more than one step of the keys: 2⁻¹⁵ √D |μ| in half precisions, rounding in float32."""
+    length, window, dim = 100, 20, 16
+    inputs, mask = (
+        [x.to(device, dtype) for x in qkv(2, 1, length, dim)],
+        padding(2, length, kind="scattered").to(device),
+    )
+    mu = centroids(4, dim).to(device)
+    step = (2**-15 if dtype.itemsize == 2 else 2**-20) * dim**0.5 * mu.norm(dim=-1)
+    for x, index in zip(inputs, selection(inputs, mask, mu, window), strict=False):
+        scores = cluster_scores(layer_norm(x.double()), mu).masked_fill(~mask[:, None, None], -torch.inf)
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, index, True)
+        worst = scores.masked_fill(~chosen, torch.inf).amin(-1)
+        best_left = scores.masked_fill(chosen, -torch.inf).amax(-1)
+        assert (chosen.sum(-1) == window).all()
+        assert (worst >= best_left - step).all()
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=[gpu, native_only])],
+    ids=["fp32", "fp16", "bf16"],
+)
+@pytest.mark.parametrize(
+    ("length", "kind", "dim", "clusters", "window", "local_window", "causal"), [CASES[i] for i in (1, 3)]
+)
+def test_error_is_at_most_twice_that_of_plain_pytorch_on_the_same_selection(
+    length, kind, dim, clusters, window, local_window, causal, dtype, device
+):
+    inputs = [x.to(dtype) for x in qkv(2, HEADS, length, dim)]
+    mask, mu = None if kind is None else padding(2, length, kind=kind), centroids(clusters, dim)
+    members = selection([x.to(device) for x in inputs], None if mask is None else mask.to(device), mu, window)
+    options = dict(window=window, local_window=local_window, causal=causal)
+    exact = evaluate(inputs, mask, mu, "reference", torch.float64, "cpu", members=members, **options)
+    plain = evaluate(inputs, mask, mu, "reference", dtype, device, members=members, **options)
+    mine = evaluate(inputs, mask, mu, "triton", dtype, device, **options)
+    for name, actual, other, value in zip(NAMES, mine, plain, exact, strict=True):
+        assert actual.dtype == other.dtype
+        if name in ("commitment", "sums"):  # kept in float32, where the order of a sum decides the last bits
+            assert_as_good_as(actual.to(torch.float16), other.to(torch.float16), value, name)
+        else:
+            assert_as_good_as(actual, other, value, name)
+
+
+@interpreted_only
+def test_gradcheck():
+    inputs, mask = qkv(1, 2, 6, 8, requires_grad=True), torch.tensor([[True, True, False, True, True, True]])
+    mu = centroids(3, 8)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        result = routing_attention(q, k, v, mu, window=3, local_window=2, key_mask=mask, impl="triton")
+        return result.out, result.commitment
+
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("length", "kind", "dim", "window", "causal"), [(50, "scattered", 24, 10, False), (70, None, 8, 70, True)]
+)
+def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, window, causal, device):
+    fused = torch.stack(qkv(2, HEADS, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
+    fused = guarded(fused.to(device))  # (B, N, 3, H, D): strided heads, no copy
+    mask = None if kind is None else padding(2, length, kind=kind).to(device)
+    inputs = [fused[:, :, i].transpose(1, 2) for i in range(3)]
+    if mask is not None:
+        for x in inputs:
+            x.masked_fill_(~mask[:, None, :, None], torch.nan)  # padding may hold anything
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    mu = centroids(3, dim).to(device, torch.float32)
+    with guarded_allocations():
+        result = routing_attention(
+            *leaves, mu, window=window, local_window=20, key_mask=mask, causal=causal, impl="triton"
+        )
+        gradients = torch.autograd.grad(result.out.square().sum() + result.commitment, leaves)
+    assert all(x.isfinite().all() for x in (*result, *gradients))
+
+
+def test_training_moves_the_centroids_as_the_reference_does(device):
+    modules = [
+        attention.build(
+            "routing", num_heads=HEADS, head_dim=8, max_length=40, num_clusters=3, window=8, init="paper", impl=impl
+        ).to(device)
+        for impl in ("triton", "reference")
+    ]
+    modules[1].load_state_dict(modules[0].state_dict())
+    for step in range(2):
+        inputs = [x.to(device, torch.float32).requires_grad_() for x in qkv(2, HEADS, 30, 8, seed=step)]
+        for module in modules:
+            out = module(*inputs)
+            (out.sum() + module.auxiliary_loss()).backward()  # after the centroids have moved
+    for mine, theirs in zip(*(module.buffers() for module in modules), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_operators_pass_opcheck(device):
+    from kernels.routing import ops
+
+    q, k, v = (x.to(device, torch.float32) for x in qkv(1, HEADS, 9, 8))
+    mask, mu = padding(1, 9, kind="scattered").to(device), centroids(2, 8).to(device, torch.float32)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ops.forward, (q, k, v, mask, mu, 4, 4, False), test_utils=checks)
+    out, commitment, _, _, *state = ops.forward(q, k, v, mask, mu, 4, 4, False)
+    torch.library.opcheck(ops.backward, (out, commitment, q, k, v, mask, mu, out, *state, 4, False), test_utils=checks)
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break(device):
+    module = attention.build(
+        "routing", num_heads=HEADS, head_dim=8, max_length=64, num_clusters=2, window=8, init="paper", impl="triton"
+    ).to(device)
+    inputs = [x.to(device, torch.float32).requires_grad_() for x in qkv(2, HEADS, 20, 8)]
+
+    def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return module(q, k, v, mask).square().sum() + module.auxiliary_loss()
+
+    compiled, start = torch.compile(call, fullgraph=True), {n: x.clone() for n, x in module.state_dict().items()}
+    for mask in (None, padding(2, 20).to(device)):
+        results = []
+        for run in (compiled, call):
+            module.load_state_dict(start)
+            results.append([*torch.autograd.grad(run(*inputs, mask), inputs), *(x.clone() for x in module.buffers())])
+        for mine, other in zip(*results, strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
+    q, k, v = (x.to(device, torch.float32) for x in qkv(1, 1, 4, 256))
+    with pytest.raises(ValueError, match=r"^attention\.impl=triton of routing takes head_dim <= 128, got 256.*$"):
+        routing_attention(q, k, v, centroids(2, 256).to(q), window=2, local_window=2, impl="triton")
+
+
+# --- compiled for an H100, in a process of its own: this one interprets
+
+
+GRID = [
+    ["routing", {"num_clusters": clusters, "window": window, "local_window": local_window}, dim, dtype, masked]
+    for clusters, window, local_window in ((16, 64, 128), (40, 128, 64), (200, 200, 200))
+    for dim in (8, 24, 32, 64, 128)
+    for dtype in ("bfloat16", "float16", "float32")
+    for masked in (False, True)
+]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [
+            ["routing", {"num_clusters": k, "local_window": 128}, d, "bfloat16", m]
+            for k, d, m in ((32, 32, 0), (16, 64, 1))
+        ],
+        pytest.param(GRID, marks=pytest.mark.slow),
+    ],
+    ids=["default", "full"],
+)
+def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
+    reports = compile_in_own_process(cases)
+    kernels = {"score", "merge", "select", "offsets", "cluster", "combine", "cluster_backward", "finish"}
+    assert {r["kernel"] for r in reports} == {f"{x}_kernel" for x in (*kernels, "local", "local_backward")}
+    for report in reports:
+        assert report["shared"] <= SHARED_MEMORY, report
+        if report["dtype"] == "bfloat16" and report["head_dim"] == 32:
+            assert report["local"] == 0, f"spills: {report}"
+
+
+# --- on the GPU only
+
+
+@gpu
+@native_only
+@pytest.mark.parametrize(
+    ("length", "clusters", "window"), [(1024, 16, 64), (4096, 32, 128), (16384, 128, 128), (20000, 16, 300)]
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(length, clusters, window, masked):
+    batch = 65536 // length
+    inputs = [x.cuda().requires_grad_() for x in qkv(batch, 2, length, 32, dtype=torch.bfloat16)]
+    cotangent = qkv(batch, 2, length, 32, seed=5, dtype=torch.bfloat16)[0].cuda()
+    mask, mu = padding(batch, length).cuda() if masked else None, centroids(clusters, 32).float().cuda()
+    options = dict(window=window, local_window=128, key_mask=mask)
+
+    def step(inputs=inputs, impl="triton"):
+        result = routing_attention(*inputs, mu.to(torch.promote_types(inputs[0].dtype, mu.dtype)), **options, impl=impl)
+        loss = (result.out * cotangent.to(result.out.dtype)).sum() + result.commitment
+        return [result.out, *torch.autograd.grad(loss, inputs), *result[1:]]
+
+    members = selection([x.detach() for x in inputs], mask, mu, window)
+    mine, again = step(), step()
+    for name, a, b in zip(NAMES, mine, again, strict=True):
+        assert torch.equal(a, b), f"{name} differs between two runs"
+    with mock.patch.object(reference, "membership", side_effect=[*members, *members]):
+        other = step(impl="reference")
+        exact = step([x.detach().double().requires_grad_() for x in inputs], "reference")
+    for name, a, p, e in list(zip(NAMES, mine, other, exact, strict=True))[:4]:
+        assert_as_good_as(a, p, e, name)
+
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, mine, strict=True))

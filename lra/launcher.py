@@ -78,7 +78,7 @@ def run_jobs(jobs: list[Job], slots: list[str | None], console: Console) -> list
         nonlocal done
         slot = free.get()
         try:
-            record = _run_job(job, slot)
+            record = _run_job(job, slot, sharing=slots.count(slot))
         finally:
             free.put(slot)
         done += 1
@@ -93,10 +93,11 @@ def run_jobs(jobs: list[Job], slots: list[str | None], console: Console) -> list
         return list(pool.map(work, jobs))
 
 
-def _run_job(job: Job, slot: str | None) -> Record:
+def _run_job(job: Job, slot: str | None, sharing: int) -> Record:
     path = job.directory / FILENAME
     before = read_record(path)
-    environment = os.environ | ({} if slot is None else {"CUDA_VISIBLE_DEVICES": slot})
+    environment = os.environ | {provenance.SHARING: str(sharing)}
+    environment |= {} if slot is None else {"CUDA_VISIBLE_DEVICES": slot}
     command = [sys.executable, str(RUN), *job.overrides]
     log = job.directory.with_name(f"{job.directory.name}.log")
     with open(log, "wb") as file:

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "triton", "lightning", "hydra-core", "numpy", "numba")
+SHARING = "LRA_CELLS_ON_DEVICE"
+"""In the environment of a cell: how many cells the launcher lets share its device."""
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -45,10 +48,11 @@ def versions() -> dict[str, str | None]:
 
 
 def device_description(device: torch.device) -> dict[str, Any]:
-    """Name of the device, how many of it a cell uses, and the driver (null on a CPU)."""
+    """Name of the device, how many of it a cell uses, how many cells share it, and the driver (null on a CPU)."""
+    name, driver = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)", None
     if device.type == "cuda":
-        return {"name": torch.cuda.get_device_name(device), "count": 1, "driver": _cuda_driver()}
-    return {"name": f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)", "count": 1, "driver": None}
+        name, driver = torch.cuda.get_device_name(device), _cuda_driver()
+    return {"name": name, "count": 1, "sharing": int(os.environ.get(SHARING, "1")), "driver": driver}
 
 
 def _cuda_driver() -> str | None:

@@ -1,7 +1,7 @@
-"""From records to files: `leaderboard.csv` and `summary.csv`, byte-identical whatever the order of the records."""
+"""From records to files: `leaderboard.csv`, `summary.csv`, `steps.csv`, byte-identical whatever the records' order."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from omegaconf import OmegaConf
 
 from lra.leaderboard import distinct, leaderboard, row_of
 from lra.record import Record, read_records, write_text
+from lra.steps import SECONDS, steps
 from lra.summary import summary
 from lra.terminal import print_cell, print_multirun
 
 __all__ = ["Tables", "build", "print_cell", "print_multirun", "refresh", "row_of", "suites", "to_csv"]
 
 SUITES = Path(__file__).parents[1] / "conf" / "suite"
-DECIMALS = {"steps_per_s": 3, "peak_mem_mib": 1}
+DECIMALS = {"steps_per_s": 3, "peak_mem_mib": 1, **dict.fromkeys(SECONDS, 1)}
 DEFAULT_DECIMALS = 4
 
 
@@ -27,12 +28,15 @@ class Tables:
 
     leaderboard: pd.DataFrame
     summary: pd.DataFrame
+    steps: pd.DataFrame
     problems: list[str]
     paths: list[Path] = field(default_factory=list)
 
 
 def refresh(results_dir: str | Path) -> Tables:
-    """Rebuild `leaderboard.csv` and `summary.csv` from all records of `results_dir`.
+    """Rebuild `leaderboard.csv`, `summary.csv` and `steps.csv` from all records of `results_dir`.
+
+    A table of no rows is written all the same, but for `steps.csv`, which only cells alone on a GPU give rows.
 
     Safe when several processes call it at once: one at a time, each reading the records after it has the lock, so the
     last one sees everything. Write your own record first, then call this.
@@ -42,18 +46,19 @@ def refresh(results_dir: str | Path) -> Tables:
     with FileLock(results_dir / ".tables.lock"):
         tables = build(*read_records(results_dir))
         paths = []
-        for name, table in (("leaderboard", tables.leaderboard), ("summary", tables.summary)):
-            paths.append(results_dir / f"{name}.csv")
-            write_text(paths[-1], to_csv(table))
-    return Tables(tables.leaderboard, tables.summary, tables.problems, paths)
+        for name, table in (("leaderboard", tables.leaderboard), ("summary", tables.summary), ("steps", tables.steps)):
+            if name != "steps" or len(table):
+                paths.append(results_dir / f"{name}.csv")
+                write_text(paths[-1], to_csv(table))
+    return replace(tables, paths=paths)
 
 
 def build(records: Iterable[Record], problems: Sequence[str] = ()) -> Tables:
-    """Both tables of sound records (see `read_records`) in any order; `problems` found before are passed on."""
+    """All tables of sound records (see `read_records`) in any order; `problems` found before are passed on."""
     kept, doubled = distinct(records)
     rows = leaderboard(kept)
     table, mixed = summary(rows, suites())
-    return Tables(rows, table, [*problems, *doubled, *mixed])
+    return Tables(rows, table, steps(kept), [*problems, *doubled, *mixed])
 
 
 def to_csv(table: pd.DataFrame) -> str:

@@ -17,8 +17,8 @@ def main() -> int:
     if not results_dir.is_dir():
         parser.error(f"results_dir={results_dir} is no folder; name the one that holds runs/")
     tables = refresh(results_dir)
-    for path, rows in zip(tables.paths, (tables.leaderboard, tables.summary), strict=True):
-        print(f"{path}: {len(rows)} rows")
+    for path in tables.paths:
+        print(f"{path}: {len(getattr(tables, path.stem))} rows")
     problems = list(tables.problems)
     if (results_dir / table.FOLDER).is_dir():
         rows, found = table.refresh(results_dir)

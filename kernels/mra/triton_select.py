@@ -375,9 +375,7 @@ def coarse_sums_kernel(
 
 
 @triton.jit
-def columns_kernel(
-    bits_ptr, words_ptr, start_ptr, listed_ptr, side, budget, BLOCK_W: tl.constexpr, ROWS: tl.constexpr
-):
+def columns_kernel(bits_ptr, words_ptr, start_ptr, listed_ptr, side, budget, BLOCK_W: tl.constexpr, ROWS: tl.constexpr):
     """The list of x refined for each y, ascending, for the 32 y of one word of bits."""
     words = side // 32
     head, word = (tl.program_id(0) // words).to(tl.int64), tl.program_id(0) % words
@@ -446,9 +444,7 @@ def select(
     threshold = torch.empty(sequences, 2, dtype=torch.int64, device=q.device)
     graded = key_mask is not None or first_blocks > 0 or diagonal_blocks > 0 or side > num_blocks
     order = dict(GRADED=graded, FIRST=first_blocks, DIAGONAL=diagonal_blocks)
-    products = dict(
-        HEAD_DIM=q.shape[3], BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=score_precision(q.dtype)
-    )
+    products = dict(HEAD_DIM=q.shape[3], BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=score_precision(q.dtype))
     chunk = min(512, side)
     rows = min(16, PAIRS // chunk)
     grid, sizes = (sequences * (side // rows),), (num_blocks, side, side // rows, budget)

@@ -1,0 +1,41 @@
+"""The table of training speed: medians beside the floor, of cells that had a GPU for themselves."""
+
+from records import record
+
+from lra import report
+from lra.record import Record
+
+WALL = {"train": 10.0, "compile": 20.0, "validate": 5.0, "total": 40.0}
+
+
+def cell(attention: str, steps_per_s: float, *, seed: int = 0, task: str = "listops", sharing: int = 1) -> Record:
+    made = record(attention, task, seed, device="H100", precision="bf16", impl="triton")
+    made |= {"steps": 5000, "steps_per_s": steps_per_s, "peak_mem_mib": 100.0 + seed, "wall_s": WALL}
+    made["versions"] = {"torch": "2.11.0"}
+    made["device"]["sharing"] = sharing
+    return made
+
+
+def test_ratios_are_medians_over_the_floor_of_the_same_task():
+    speeds = [cell("lln", 800.0, seed=0), cell("lln", 500.0, seed=1), cell("lln", 400.0, seed=2)]
+    table = report.build([cell("none", 1000.0), *speeds, cell("lln", 100.0, task="text_reviews")]).steps
+    rows = {(row.task, row.attention): row for row in table.itertuples()}
+    assert len(rows) == 3
+    mine = rows["listops", "lln"]
+    assert (mine.n_seeds, mine.ms_per_step, mine.floor_ratio, mine.peak_mem_mib) == (3, 2.0, 2.0, 102.0)
+    assert (mine.train_s, mine.compile_s, mine.validate_s, mine.wall_s) == (10.0, 20.0, 5.0, 40.0)
+    assert rows["listops", "none"].floor_ratio == 1.0
+    assert rows["text_reviews", "lln"].floor_ratio != rows["text_reviews", "lln"].floor_ratio  # NaN: no floor there
+
+
+def test_a_cell_that_shared_its_gpu_or_had_none_or_failed_gives_no_row(tmp_path):
+    crowded, failed = cell("lln", 800.0, sharing=5), cell("lln", 800.0) | {"status": "nan"}
+    on_cpu = cell("lln", 800.0)
+    on_cpu["device"]["name"] = "CPU (x86_64, 2 threads)"
+    assert report.build([crowded, failed, on_cpu]).steps.empty
+    assert [path.name for path in report.refresh(tmp_path).paths] == ["leaderboard.csv", "summary.csv"]
+
+
+def test_the_table_does_not_depend_on_the_order_of_the_records():
+    made = [cell(name, 500.0 + seed, seed=seed) for name in ("lln", "none", "mra") for seed in range(3)]
+    assert report.to_csv(report.build(made).steps) == report.to_csv(report.build(made[::-1]).steps)

@@ -50,15 +50,22 @@ def mra_attention(
     the budget follows the length of the call, row maxima ignore padding, and sums are exact instead of + 1e-6.
     """
     check_options(mode, block_size, blocks_per_row, first_blocks, diagonal_blocks)
-    options = dict(
+    chosen = choose_impl(impl, q, IMPLEMENTATIONS, "mra")
+    if chosen == "triton":
+        from kernels.mra import ops  # Triton is needed only here
+
+        attend = ops.mra_attention
+    else:
+        attend = reference.mra_attention
+    out = attend(
+        q,
+        k,
+        v,
+        key_mask,
         mode=mode,
         block_size=block_size,
         blocks_per_row=blocks_per_row,
         first_blocks=first_blocks,
         diagonal_blocks=diagonal_blocks,
     )
-    if choose_impl(impl, q, IMPLEMENTATIONS, "mra") == "triton":
-        from kernels.mra import ops  # Triton is needed only here
-
-        return ops.mra_attention(q, k, v, key_mask, **options)
-    return heads_last(reference.mra_attention(q, k, v, key_mask, **options), key_mask, q.dtype)
+    return out if chosen == "triton" else heads_last(out, key_mask, q.dtype)

@@ -31,19 +31,23 @@ UNSEEN = tl.constexpr(1e30)
 
 
 class Walk(NamedTuple):
-    """How a pass over lists of blocks is launched: tokens gathered a step, warps of a program, stages of the loads."""
+    """How a pass over lists of blocks is launched: tokens gathered a step, warps of a program, stages of the loads.
+
+    registers   of a thread, at most: programs are short and wait for their gathers, so that many should be resident
+    """
 
     tokens: int
     warps: int
     stages: int
+    registers: int = 255
 
     @property
     def options(self) -> dict[str, int]:
-        return dict(num_warps=self.warps, num_stages=self.stages)
+        return dict(num_warps=self.warps, num_stages=self.stages, maxnreg=self.registers)
 
 
-# By padded head dimension.
-ATTEND = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+# By padded head dimension. Registers are as few as compile without a spill.
+ATTEND = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 112), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 
 
 @triton.jit

@@ -28,9 +28,9 @@ from kernels.mra.triton import UNSEEN, Walk, gather_rows, gathered_tokens, is_de
 from kernels.mra.triton_select import LOG2E, Selection, fill_rows, load_means, score_precision, transpose
 
 # By padded head dimension.
-QUERIES = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+QUERIES = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 128), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 COARSE_WARPS = {16: 2, 32: 2, 64: 4, 128: 4}
-KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 168), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 
 
 @triton.jit
@@ -265,13 +265,13 @@ def coarse_gradients(
     """What every token of a block adds to its dq, dk and dv from unrefined pairs, (B·H, P, D') each."""
     sequences, _, words = chosen.bits.shape
     width = block_dim(dim)
-    gradients = tuple(torch.empty_like(chosen.means[0]) for _ in range(3))
+    grad_q, grad_k, grad_v = (torch.empty_like(chosen.means[0]) for _ in range(3))
     coarse_kernel[(sequences * words, 2)](
-        *chosen.means.unbind(), chosen.counts, chosen.bits, *summary, *gradients, words,
+        *chosen.means.unbind(), chosen.counts, chosen.bits, *summary, grad_q, grad_k, grad_v, words,
         HEAD_DIM=dim, BLOCK_D=width, **arithmetic(dtype), SCORE_PRECISION=score_precision(dtype),
         num_warps=COARSE_WARPS[width], num_stages=2,
     )  # fmt: skip
-    return gradients
+    return grad_q, grad_k, grad_v
 
 
 def backward(

@@ -258,7 +258,7 @@ def digits_kernel(
     """Adds the counts of digit LEVEL over ROWS block rows to those of the head."""
     head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     x = tile * ROWS + tl.arange(0, ROWS)
-    prefix, rank = leading_digits(digits_ptr, head, budget, LEVEL)
+    prefix, _rank = leading_digits(digits_ptr, head, budget, LEVEL)
     counts = tl.zeros((BINS,), tl.int32)
     for first in range(0, side, CHUNK):
         key = load_keys(score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,

@@ -249,12 +249,13 @@ def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
 # --- compiled for an H100, in a process of its own: this one interprets
 
 DEFAULT = [["mra", {}, 32, "bfloat16", False], ["mra_s", {}, 64, "bfloat16", True]]
+VARIANTS = [("mra", {}, False), ("mra_s", {"first_blocks": 1}, True), ("mra", {"diagonal_blocks": 1}, True)]
+SHAPES = [(32, 8, 256), (32, 24, 256), (16, 32, 4096), (64, 32, 256), (32, 64, 256), (64, 128, 256)]
 GRID = [
-    [name, {"block_size": block_size, **priors}, dim, dtype, masked]
-    for name, priors in (("mra", {}), ("mra", {"first_blocks": 1, "diagonal_blocks": 1}), ("mra_s", {}))
-    for block_size, dim in ((32, 8), (32, 24), (16, 32), (32, 32), (64, 32), (32, 64), (64, 128))
-    for dtype in ("bfloat16", "float16", "float32")
-    for masked in (False, True)
+    [name, {"block_size": block_size, **priors}, dim, dtype, masked, length]
+    for i, (block_size, dim, length) in enumerate(SHAPES)
+    for j, dtype in enumerate(("bfloat16", "float16", "float32"))
+    for name, priors, masked in [VARIANTS[(i + j) % 3]]
 ]
 
 
@@ -264,7 +265,7 @@ def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
     assert {r["kernel"] for r in reports} >= {"finish_kernel", "attend_kernel", "queries_kernel", "keys_kernel"}
     for report in reports:
         assert report["shared"] <= SHARED_MEMORY, report
-        if report["dtype"] == "bfloat16" and report["head_dim"] in (32, 64) and cases is DEFAULT:
+        if cases is DEFAULT:
             assert report["local"] == 0, f"spills: {report}"
 
 
@@ -282,7 +283,8 @@ def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(name):
         wide = select_blocks(
             *(x.double() for x in inputs[:2]), mask, block_size=32, blocks_per_row=8, first_blocks=0, diagonal_blocks=0
         )
-        apart = sum(len(set(a.tolist()) ^ set(b.tolist())) for a, b in zip(pairs.flatten(0, 1), wide.flatten(0, 1)))
+        heads = zip(pairs.flatten(0, 1).tolist(), wide.flatten(0, 1).tolist(), strict=True)
+        apart = sum(len(set(a) ^ set(b)) for a, b in heads)
         assert apart <= 8, f"{apart} of {2 * pairs.numel()} pairs differ from those of float64"
 
         def plain(*x: Tensor, pairs=pairs, mask=mask) -> Tensor:

@@ -54,7 +54,7 @@ def compiled(call: Callable[[], object]) -> list[Compiled]:
 
     def compile_launch(self, *args, grid, warmup, **kwargs):
         names = [p.name for p in self.params]
-        options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages") if key in kwargs}
+        options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in kwargs}
         bound = {**dict(zip(names, args, strict=False)), **kwargs}
         constants = {p.name: bound[p.name] for p in self.params if p.is_constexpr}
         signature = {n: "constexpr" if n in constants else _argument(bound[n])[0] for n in names}
@@ -93,7 +93,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def compile_in_own_process(cases: list[list]) -> list[dict]:
-    """`main` in a process that does not interpret: cases of [attention, options, head_dim, dtype, masked]."""
+    """`main` in a process that does not interpret."""
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests' / 'support'}"}
     environment.pop("TRITON_INTERPRET", None)
@@ -105,7 +105,7 @@ def compile_in_own_process(cases: list[list]) -> list[dict]:
 
 
 def main() -> None:
-    """sm90.py OPS-JSON: a list of [attention, options, head_dim, dtype, masked]."""
+    """sm90.py OPS-JSON: a list of [attention, options, head_dim, dtype, masked] or [..., length], else of 256."""
     from inputs import padding, qkv
 
     import attention
@@ -113,10 +113,11 @@ def main() -> None:
 
     dispatch._refusal = lambda q: None  # CPU tensors stand for those of the GPU
     reports = []
-    for name, options, dim, dtype, masked in json.loads(sys.argv[1]):
+    for name, options, dim, dtype, masked, *lengths in json.loads(sys.argv[1]):
         module = attention.build(name, num_heads=2, head_dim=dim, max_length=4096, impl="triton", **options)
-        inputs = qkv(2, 2, 256, dim, dtype=getattr(torch, dtype), requires_grad=True)
-        mask = padding(2, 256) if masked else None
+        length = lengths[0] if lengths else 256
+        inputs = qkv(2, 2, length, dim, dtype=getattr(torch, dtype), requires_grad=True)
+        mask = padding(2, length) if masked else None
 
         def call(module=module, inputs=inputs, mask=mask):
             out = module(*inputs, mask)

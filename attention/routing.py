@@ -9,12 +9,11 @@ from attention.base import Attention
 from attention.registry import register
 from kernels.common.inputs import check_positive
 from kernels.common.layout import compute_dtype
-from kernels.routing.api import IMPLEMENTATIONS, coverage, routing_attention
+from kernels.routing.api import IMPLEMENTATIONS, coverage, move_centroids, routing_attention
 from kernels.routing.centroids import (
     cluster_scores,
     layer_norm,
     lloyd_centroids,
-    mean_centroids,
     real_rows,
     sample_centroids,
     smoothed_counts,
@@ -115,10 +114,8 @@ class RoutingAttention(Attention):
 
     @torch.no_grad()
     def _update(self, counts: Tensor, sums: Tensor) -> None:
-        counts, sums = _sum_over_ranks(counts, sums)
-        self.ema_counts.lerp_(counts.to(self.ema_counts), 1 - self.decay)
-        self.ema_sums.lerp_(sums.to(self.ema_sums), 1 - self.decay)
-        self.centroids.copy_(mean_centroids(self.ema_counts, self.ema_sums))
+        state = self.ema_counts, self.ema_sums, self.centroids
+        move_centroids(*state, *_sum_over_ranks(counts, sums), decay=self.decay, impl=self.impl)
 
     @torch.no_grad()
     def _initialise(self, q: Tensor, k: Tensor, key_mask: Tensor | None) -> None:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.common.dispatch import choose_impl
+from kernels.common.dispatch import choose_impl, resolve_impl
 from kernels.common.inputs import check_positive
 from kernels.common.layout import compute_dtype, heads_last
 from kernels.routing import reference
-from kernels.routing.centroids import cluster_scores, layer_norm, real_rows
+from kernels.routing.centroids import cluster_scores, layer_norm, move, real_rows
 
 IMPLEMENTATIONS = ("reference", "triton")
 
@@ -65,6 +65,30 @@ def routing_attention(
         return RoutingOutput(*ops.routing_attention(q, k, v, centroids, window, local_window, key_mask, causal))
     out, *rest = reference.routing_attention(q, k, v, centroids, window, local_window, key_mask, causal)
     return RoutingOutput(heads_last(out, key_mask, q.dtype), *rest)
+
+
+@torch.no_grad()
+def move_centroids(
+    ema_counts: Tensor,
+    ema_sums: Tensor,
+    centroids: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    *,
+    decay: float,
+    impl: str = "auto",
+) -> None:
+    """Running counts N (H_r, K) and sums M (H_r, K, D) after a call, and the centroids they give, all in place.
+
+    N <- λ N + (1-λ) counts,  M <- λ M + (1-λ) sums,  μ_c = M_c / N'_c with λ = `decay`; N' is N with a small floor.
+    """
+    counts, sums = counts.to(ema_counts), sums.to(ema_sums)
+    if resolve_impl(impl, centroids.device, IMPLEMENTATIONS) == "triton":
+        from kernels.routing import ops
+
+        ops.move(ema_counts, ema_sums, centroids, counts.contiguous(), sums.contiguous(), decay)
+    else:
+        move(ema_counts, ema_sums, centroids, counts, sums, decay)
 
 
 @torch.no_grad()

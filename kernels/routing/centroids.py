@@ -65,3 +65,10 @@ def smoothed_counts(counts: Tensor) -> Tensor:
 def mean_centroids(counts: Tensor, sums: Tensor) -> Tensor:
     """μ_c = M_c / N'_c from running counts N and running sums M."""
     return sums / smoothed_counts(counts)[..., None]
+
+
+def move(ema_counts: Tensor, ema_sums: Tensor, centroids: Tensor, counts: Tensor, sums: Tensor, decay: float) -> None:
+    """N <- λ N + (1-λ) counts, M <- λ M + (1-λ) sums, μ_c = M_c / N'_c, all in place."""
+    ema_counts.lerp_(counts, 1 - decay)
+    ema_sums.lerp_(sums, 1 - decay)
+    centroids.copy_(mean_centroids(ema_counts, ema_sums))

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from kernels.common.launch import state_dtype, unit_last_stride
 from kernels.common.ops import register_op
-from kernels.routing import triton, triton_local
-from kernels.routing.triton_select import select
+from kernels.routing import triton, triton_local, triton_select
 
 
 def _run_forward(
@@ -15,15 +14,15 @@ def _run_forward(
     causal: bool,
 ) -> list[Tensor]:  # fmt: skip
     heads, num_clusters, _ = centroids.shape
-    chosen = select(q, k, key_mask, centroids, window, causal)
+    chosen = triton_select.select(q, k, key_mask, centroids, window, causal)
     out = _output(q)
     lse, slots = triton.clusters(q, k, v, chosen, out, num_clusters, causal)
     if heads < q.shape[1]:
         local_lse = triton_local.local(q, k, v, key_mask, out, heads, local_window, causal)
     else:
         local_lse = lse.new_empty(0)
-    index, words, offsets, best, pull, commitment, counts, sums = chosen
-    return [out, commitment, counts, sums, index, words, offsets, best, pull, lse, slots, local_lse]
+    *state, commitment, counts, sums = chosen
+    return [out, commitment, counts, sums, *state, lse, slots, local_lse]
 
 
 def _forward(
@@ -45,6 +44,7 @@ def _forward(
         q.new_empty(2, rows, words, length, dtype=torch.int32),
         q.new_empty(2, rows, length + 1, dtype=torch.int32),
         q.new_empty(2, rows, length, dtype=torch.int32),
+        q.new_empty(heads, num_clusters, dim, dtype=wide),
         q.new_empty((), dtype=wide),
         q.new_empty(rows, num_clusters, window, dtype=wide),
         q.new_empty(0) if single else q.new_empty(rows, num_clusters * window, dim),
@@ -58,13 +58,13 @@ def _output(q: Tensor) -> Tensor:
 
 
 def _run_backward(
-    grad: Tensor, grad_loss: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, centroids: Tensor,
-    out: Tensor, index: Tensor, words: Tensor, offsets: Tensor, best: Tensor, pull: Tensor, lse: Tensor, slots: Tensor,
-    local_lse: Tensor, local_window: int, causal: bool,
+    grad: Tensor, grad_loss: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor,
+    index: Tensor, words: Tensor, offsets: Tensor, best: Tensor, centroids: Tensor, pull: Tensor, lse: Tensor,
+    slots: Tensor, local_lse: Tensor, local_window: int, causal: bool,
 ) -> list[Tensor]:  # fmt: skip
     grads = [torch.empty_like(x) for x in (q, k, v)]
     triton.clusters_backward(
-        grad, grad_loss, q, k, v, key_mask, centroids, index, words, offsets, best, pull, lse, slots, grads, causal
+        grad, grad_loss, q, k, v, key_mask, index, words, offsets, best, centroids, pull, lse, slots, grads, causal
     )
     if (heads := centroids.shape[0]) < q.shape[1]:
         triton_local.local_backward(grad, q, k, v, key_mask, out, local_lse, grads, heads, local_window, causal)
@@ -75,13 +75,20 @@ def _backward(grad: Tensor, grad_loss: Tensor, q: Tensor, k: Tensor, v: Tensor, 
     return [torch.empty_like(x) for x in (q, k, v)]
 
 
-_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor centroids"
+def _move(*_: object) -> None:
+    pass
+
+
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? key_mask"
 _STATE = (
-    "Tensor out, Tensor index, Tensor words, Tensor offsets, Tensor best, Tensor pull, Tensor lse, Tensor slots, "
-    "Tensor local_lse"
+    "Tensor out, Tensor index, Tensor words, Tensor offsets, Tensor best, Tensor centroids, Tensor pull, Tensor lse, "
+    "Tensor slots, Tensor local_lse"
 )
 forward = register_op(
-    "routing_forward", f"({_INPUTS}, int window, int local_window, bool causal) -> Tensor[]", _run_forward, _forward
+    "routing_forward",
+    f"({_INPUTS}, Tensor centroids, int window, int local_window, bool causal) -> Tensor[]",
+    _run_forward,
+    _forward,
 )
 backward = register_op(
     "routing_backward",
@@ -89,13 +96,19 @@ backward = register_op(
     _run_backward,
     _backward,
 )
+move = register_op(
+    "routing_move",
+    "(Tensor(a!) ema_counts, Tensor(b!) ema_sums, Tensor(c!) centroids, Tensor counts, Tensor sums, float decay) -> ()",
+    triton_select.move,
+    _move,
+)
 
 
 class _Routing(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, key_mask, centroids, window, local_window, causal):
         out, commitment, counts, sums, *state = forward(q, k, v, key_mask, centroids, window, local_window, causal)
-        ctx.save_for_backward(q, k, v, key_mask, centroids, out, *state)
+        ctx.save_for_backward(q, k, v, key_mask, out, *state)
         ctx.options = (local_window, causal)
         ctx.mark_non_differentiable(counts, sums)
         return out, commitment, counts, sums
@@ -113,6 +126,5 @@ def routing_attention(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`kernels.routing.api.routing_attention` through the kernels."""
     q, k, v = (unit_last_stride(x) for x in (q, k, v))
-    # The module moves its centroids in place after the call, and the backward pass needs those of the call.
-    centroids = centroids.detach().to(state_dtype(q.dtype), copy=True, memory_format=torch.contiguous_format)
+    centroids = centroids.detach().to(state_dtype(q.dtype)).contiguous()
     return _Routing.apply(q, k, v, key_mask, centroids, window, local_window, causal)

@@ -428,27 +428,28 @@ def clusters(
 ) -> tuple[Tensor, Tensor]:
     """Write the routing heads of `out`; returns log-sums (B·H, K, w), and, for windows of several tiles, every o_ci."""
     batch, _, length, dim = q.shape
-    rows, window = chosen.index.shape[1], chosen.index.shape[3]
+    rows, window = chosen.members.shape[1], chosen.members.shape[3]
     heads = rows // batch
     tiles, single, flags = cluster_flags(q, num_clusters, window, causal)
     lse = torch.empty(rows, num_clusters, window, dtype=state_dtype(q.dtype), device=q.device)
     slots = torch.empty(rows, num_clusters * window, dim, dtype=q.dtype, device=q.device)
     cluster_kernel[(rows * num_clusters * tiles,)](
-        q, *strides(q), k, *strides(k), v, *strides(v), chosen.index, chosen.words, chosen.offsets,
+        q, *strides(q), k, *strides(k), v, *strides(v), chosen.members, chosen.words, chosen.offsets,
         out, *strides(out), slots, lse, length, window, batch, heads, tiles,
         **flags, num_warps=cluster_warps(flags["BLOCK_W"]), num_stages=1 if single else 2,
     )  # fmt: skip
     splits, chunk = split(length, COMBINE_ROWS, rows)
     combine_kernel[(rows * splits,)](
         chosen.offsets, slots, out, *strides(out), length, num_clusters * window, heads, splits, chunk,
-        SINGLE=single, HEAD_DIM=dim, BLOCK_N=COMBINE_ROWS, BLOCK_D=flags["BLOCK_D"], COMPUTE=flags["COMPUTE"], num_warps=COMBINE_WARPS,
+        SINGLE=single, HEAD_DIM=dim, BLOCK_N=COMBINE_ROWS, BLOCK_D=flags["BLOCK_D"], COMPUTE=flags["COMPUTE"],
+        num_warps=COMBINE_WARPS,
     )  # fmt: skip
     return lse, q.new_empty(0) if single else slots
 
 
 def clusters_backward(
-    grad: Tensor, grad_loss: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, centroids: Tensor,
-    index: Tensor, words: Tensor, offsets: Tensor, best: Tensor, pull: Tensor, lse: Tensor, slots: Tensor,
+    grad: Tensor, grad_loss: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, index: Tensor,
+    words: Tensor, offsets: Tensor, best: Tensor, centroids: Tensor, pull: Tensor, lse: Tensor, slots: Tensor,
     grads: list[Tensor], causal: bool,
 ) -> None:  # fmt: skip
     """Write the routing heads of dq, dk, dv."""

@@ -1,8 +1,8 @@
 """Local heads of routing attention in Triton: a query sees the real tokens of its own block and of its neighbours.
 
 A program takes one tile of a block, at most `TILE` tokens. Forward: the tiles of three blocks, online softmax.
-Backward: dq over the keys of three blocks, then dk, dv over their queries, the scores transposed so that no tile of
-weights is: 7 matrix products for each pair of tiles and no second launch, against 5 with one for each block and a sum of three.
+Backward: dq over the keys of three blocks, then dk and dv over their queries, the scores transposed so that no tile of
+weights is. That is 7 matrix products for each pair of tiles where 5 would do; in return one launch, no partial sums.
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.

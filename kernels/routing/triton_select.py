@@ -6,8 +6,9 @@
     offsets   how many clusters each token is in, and where its results lie in an order by token
 
 Half precisions have keys of 16 bits, steps of 2⁻¹⁵ √D |μ_c|, a tenth of what rounding q and k costs; float32 keys are
-exact. Keys are the only array that grows with clusters × tokens: 4 bytes a cluster and token in bf16, freed before the
-attention begins. Members are marked as one bit a cluster and token by an integer atomic "or", whose order is immaterial.
+exact. Keys are the only array that grows with clusters × tokens, 4 bytes a cluster and token in bf16, and are freed
+before the attention begins. Members are marked as one bit a cluster and token by an integer atomic "or": its order is
+immaterial.
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
@@ -23,9 +24,9 @@ from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import load_rows, place, real_rows
-from kernels.routing.centroids import LAYER_NORM_EPS
+from kernels.routing import centroids as means
 
-EPS = tl.constexpr(LAYER_NORM_EPS)
+EPS, COUNT_EPS = tl.constexpr(means.LAYER_NORM_EPS), tl.constexpr(means.COUNT_EPS)
 MERGE_ROWS, MERGE_SLOTS = 2, 64
 RESIDENT_KEYS = 16384
 """Longest row of keys that a program holds in registers; longer ones are read again in every round."""
@@ -70,7 +71,7 @@ def sortable(direction_score, score, real, HEAD_DIM: tl.constexpr, BITS: tl.cons
         key = tl.minimum(tl.maximum(level, 1.0), 65535.0).to(tl.int32)
         return tl.where(real, key, 0).to(tl.int16)
     else:
-        INTEGER: tl.constexpr = tl.int32 if BITS == 32 else tl.int64
+        INTEGER = tl.int32 if BITS == 32 else tl.int64
         bits = (score + 0.0).to(INTEGER, bitcast=True)  # −0 + 0 = 0
         lowest = tl.full((), 1, INTEGER) << (BITS - 1)
         return tl.where(real, tl.where(bits < 0, ~bits, bits | lowest), 0)
@@ -83,7 +84,7 @@ def score_kernel(
     mask_ptr, mask_b, mask_n,
     centroid_ptr,  # (H, K, D)
     key_ptr, best_ptr, word_ptr,  # (2, B·H, K, N), (2, B·H, N), (2, B·H, W, N)
-    count_ptr, sum_ptr, loss_ptr, token_ptr,  # slots (H, P, K', …) with P = 2 · B · splits, the last two (H, P, K' / BLOCK_K)
+    count_ptr, sum_ptr, loss_ptr, token_ptr,  # slots (H, 2 · B · splits, …): (K',), (K', D'), (blocks,), (blocks,)
     length, num_batches, num_heads, splits, chunk,
     K: tl.constexpr, BITS: tl.constexpr, HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, SPLIT: tl.constexpr,
@@ -169,13 +170,16 @@ def score_kernel(
 
 @triton.jit
 def merge_kernel(
-    count_ptr, sum_ptr, loss_ptr, token_ptr,
-    counts_ptr, sums_ptr, commitment_ptr, pull_ptr,  # (H, K), (H, K, D), (), ()
+    count_ptr, sum_ptr, loss_ptr, token_ptr, centroid_ptr,
+    counts_ptr, sums_ptr, copy_ptr, commitment_ptr, pull_ptr,  # (H, K), (H, K, D), (H, K, D), (), ()
     slots, partials, num_heads,
     K: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_K: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Counts and sums of ROWS clusters of one head; program 0 also gives the commitment loss and 2 / (its terms)."""
+    """Counts and sums of ROWS clusters of one head, and a copy of their centroids, which the caller may move.
+
+    Program 0 also gives the commitment loss and 2 / (its terms).
+    """
     ALL: tl.constexpr = BLOCKS * BLOCK_K
     h, first = (tl.program_id(0) // (ALL // ROWS)).to(tl.int64), tl.program_id(0) % (ALL // ROWS) * ROWS
     offset_s, offset_r, offset_x = tl.arange(0, SLOTS), tl.arange(0, ROWS), tl.arange(0, ROWS * BLOCK_D)
@@ -188,7 +192,9 @@ def merge_kernel(
     cluster = first + offset_r
     tl.store(counts_ptr + h * K + cluster, tl.sum(count, axis=0), mask=cluster < K)
     row, column = first + offset_x // BLOCK_D, offset_x % BLOCK_D
-    tl.store(sums_ptr + (h * K + row) * HEAD_DIM + column, tl.sum(total, axis=0), mask=(row < K) & (column < HEAD_DIM))
+    position, exists = (h * K + row) * HEAD_DIM + column, (row < K) & (column < HEAD_DIM)
+    tl.store(sums_ptr + position, tl.sum(total, axis=0), mask=exists)
+    tl.store(copy_ptr + position, tl.load(centroid_ptr + position, mask=exists), mask=exists)
     if tl.program_id(0) == 0:
         FLAT: tl.constexpr = SLOTS * ROWS * BLOCK_D
         offset = tl.arange(0, FLAT)
@@ -200,6 +206,33 @@ def merge_kernel(
         terms = tl.maximum(tl.sum(tokens) / (2 * num_heads * BLOCKS), 1.0) * num_heads * HEAD_DIM
         tl.store(commitment_ptr, tl.sum(loss) / terms)
         tl.store(pull_ptr, 2.0 / terms)
+
+
+@triton.jit
+def move_kernel(
+    ema_count_ptr, ema_sum_ptr, centroid_ptr, count_ptr, sum_ptr,  # (H, K), (H, K, D), …
+    K: tl.constexpr, RATE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Running counts and sums of one head, then its centroids, in place: `kernels.routing.centroids.move`."""
+    h, offset_d = tl.program_id(0), tl.arange(0, BLOCK_D)
+    total = 0.0
+    for first in range(0, K, BLOCK_K):
+        cluster = first + tl.arange(0, BLOCK_K)
+        count = tl.load(ema_count_ptr + h * K + cluster, mask=cluster < K, other=0.0)
+        total += tl.sum(count + RATE * (tl.load(count_ptr + h * K + cluster, mask=cluster < K, other=0.0) - count))
+    tl.debug_barrier()  # all are read before any is written
+    for first in range(0, K, BLOCK_K):
+        cluster = h * K + first + tl.arange(0, BLOCK_K)
+        exists = first + tl.arange(0, BLOCK_K) < K
+        count = tl.load(ema_count_ptr + cluster, mask=exists, other=0.0)
+        count += RATE * (tl.load(count_ptr + cluster, mask=exists, other=0.0) - count)
+        tl.store(ema_count_ptr + cluster, count, mask=exists)
+        weight = tl.where(total > 0, (count + COUNT_EPS) / (total + K * COUNT_EPS) * total, 1.0)
+        row, exists = cluster[:, None] * HEAD_DIM + offset_d[None, :], exists[:, None] & (offset_d < HEAD_DIM)[None, :]
+        mean = tl.load(ema_sum_ptr + row, mask=exists, other=0.0)
+        mean += RATE * (tl.load(sum_ptr + row, mask=exists, other=0.0) - mean)
+        tl.store(ema_sum_ptr + row, mean, mask=exists)
+        tl.store(centroid_ptr + row, mean / weight[:, None], mask=exists)
 
 
 @triton.jit
@@ -236,14 +269,14 @@ def select_members(
 
     Ties go to the lower position. Positions before `lowest_visible` leave their slots empty.
     """
-    UNSIGNED: tl.constexpr = tl.uint64 if BITS == 64 else tl.uint32
+    UNSIGNED = tl.uint64 if BITS == 64 else tl.uint32
     keys = load_keys(key_ptr, 0, length, BLOCK_N, BITS)
     one = tl.full((), 1, UNSIGNED)
     # The largest threshold that `window` keys reach, bit by bit; one that exactly `window` reach will do.
     threshold, reached, bit = tl.full((), 0, UNSIGNED), length, BITS - 1
     if HAS_MASK:
-        if count_reaching(keys, key_ptr, one, length, BITS, RESIDENT, BLOCK_N) <= window:
-            threshold, reached = one, window  # all that there are
+        all_chosen = count_reaching(keys, key_ptr, one, length, BITS, RESIDENT, BLOCK_N) <= window
+        threshold, reached = tl.where(all_chosen, one, threshold), tl.where(all_chosen, window, reached)
     while (bit >= 0) & (reached != window):
         candidate = threshold | (one << bit)
         count = count_reaching(keys, key_ptr, candidate, length, BITS, RESIDENT, BLOCK_N)
@@ -339,7 +372,7 @@ def offsets_kernel(word_ptr, offset_ptr, length, WORDS: tl.constexpr, BLOCK_N: t
 class Selection(NamedTuple):
     """Who is in which cluster, and what trains the centroids; side 0 is of queries, side 1 of keys."""
 
-    index: Tensor
+    members: Tensor
     """(2, B·H, K, w): ascending positions of the members, N in empty slots."""
     words: Tensor
     """(2, B·H, W, N): bit c % 32 of word c // 32 says that the token is in cluster c."""
@@ -347,6 +380,8 @@ class Selection(NamedTuple):
     """(2, B·H, N + 1): where the results of a token begin, in an order by token, then by cluster."""
     best: Tensor
     """(2, B·H, N): the nearest centroid."""
+    centroids: Tensor
+    """A copy, since the module moves its own before the backward pass reads them."""
     pull: Tensor
     """(): 2 / (terms of the commitment loss)."""
     commitment: Tensor
@@ -380,12 +415,14 @@ def select(q: Tensor, k: Tensor, key_mask: Tensor | None, centroids: Tensor, win
     score_kernel[(rows * splits, 2, blocks)](
         q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q), centroids, keys, best, word,
         count, total, loss, tokens, length, batch, heads, splits, chunk,
-        BITS=bits, HAS_MASK=key_mask is not None, BLOCK_N=tile, SPLIT=bits == 16, num_warps=warps, num_stages=2, **sizes,
+        BITS=bits, HAS_MASK=key_mask is not None, BLOCK_N=tile, SPLIT=bits == 16, **sizes,
+        num_warps=warps, num_stages=2,
     )  # fmt: skip
-    counts, sums = torch.empty(heads, clusters, **options), torch.empty(heads, clusters, dim, **options)
+    counts = torch.empty(heads, clusters, **options)
+    sums, copy = (torch.empty(heads, clusters, dim, **options) for _ in range(2))
     commitment, pull = torch.empty((), **options), torch.empty((), **options)
     merge_kernel[(heads * blocks * block_k // MERGE_ROWS,)](
-        count, total, loss, tokens, counts, sums, commitment, pull, slots, loss.numel(), heads,
+        count, total, loss, tokens, centroids, counts, sums, copy, commitment, pull, slots, loss.numel(), heads,
         BLOCKS=blocks, ROWS=MERGE_ROWS, SLOTS=MERGE_SLOTS, num_warps=4, **sizes,
     )  # fmt: skip
 
@@ -394,14 +431,25 @@ def select(q: Tensor, k: Tensor, key_mask: Tensor | None, centroids: Tensor, win
     block_n = triton.next_power_of_2(length) if resident else RESIDENT_KEYS
     select_kernel[(rows * clusters,)](
         keys, index, word, length, window, rows,
-        K=clusters, CAUSAL=causal, HAS_MASK=key_mask is not None, BITS=bits, RESIDENT=resident, BLOCK_N=block_n, BLOCK_W=128,
-        num_warps=select_warps(block_n),
+        K=clusters, CAUSAL=causal, HAS_MASK=key_mask is not None, BITS=bits, RESIDENT=resident,
+        BLOCK_N=block_n, BLOCK_W=128, num_warps=select_warps(block_n),
     )  # fmt: skip
     offsets = torch.empty(2, rows, length + 1, **whole)
     offsets_kernel[(2 * rows,)](
         word, offsets, length, WORDS=words, BLOCK_N=min(4096, triton.next_power_of_2(length)), num_warps=8
     )
-    return Selection(index, word, offsets, best, pull, commitment, counts, sums)
+    return Selection(index, word, offsets, best, copy, pull, commitment, counts, sums)
+
+
+def move(ema_counts: Tensor, ema_sums: Tensor, centroids: Tensor, counts: Tensor, sums: Tensor, decay: float) -> None:
+    """`kernels.routing.centroids.move` in one launch; all contiguous and of one dtype."""
+    heads, clusters, dim = centroids.shape
+    width = block_dim(dim)
+    move_kernel[(heads,)](
+        ema_counts, ema_sums, centroids, counts, sums,
+        K=clusters, RATE=1 - decay, HEAD_DIM=dim, BLOCK_K=min(4096 // width, triton.next_power_of_2(clusters)),
+        BLOCK_D=width, num_warps=8,
+    )  # fmt: skip
 
 
 def score_tile(block_k: int, bits: int) -> tuple[int, int]:

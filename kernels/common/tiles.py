@@ -57,6 +57,22 @@ def store_rows(ptr, stride_n, start, offset_n, keep, x, HEAD_DIM: tl.constexpr, 
 
 
 @triton.jit
+def gather_rows(ptr, stride_n, token, keep, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of a head at positions `token`, zero where not `keep` and in columns of padding."""
+    offset_d = tl.arange(0, BLOCK_D)
+    position = ptr + (token.to(tl.int64) * stride_n)[:, None] + offset_d[None, :]
+    return tl.load(position, mask=keep[:, None] & (offset_d < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def scatter_rows(ptr, stride_n, token, keep, x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The converse of `gather_rows`."""
+    offset_d = tl.arange(0, BLOCK_D)
+    position = ptr + (token.to(tl.int64) * stride_n)[:, None] + offset_d[None, :]
+    tl.store(position, x.to(ptr.dtype.element_ty), mask=keep[:, None] & (offset_d < HEAD_DIM)[None, :])
+
+
+@triton.jit
 def window_weights(real, RATE: tl.constexpr, BLOCK_N: tl.constexpr, COMPUTE: tl.constexpr):
     """Weight of each token in the mean of its window of RATE tokens: 1 / (real tokens of the window), 0 if padded."""
     weight = tl.where(real, 1.0, 0.0).to(COMPUTE)

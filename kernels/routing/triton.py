@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, split, state_dtype, strides
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
+from kernels.common.tiles import NEVER, gather_rows, load_rows, place, product, real_rows, scatter_rows, store_rows
 from kernels.routing.triton_select import Selection, normalise, ones_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -35,22 +35,6 @@ TILE = {
     4: {16: 64, 32: 64, 64: 64, 128: 32},
     8: dict.fromkeys((16, 32, 64, 128), 32),
 }
-
-
-@triton.jit
-def gather_rows(ptr, stride_n, token, keep, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of a head at positions `token`, zero where not `keep` and in columns of padding."""
-    offset_d = tl.arange(0, BLOCK_D)
-    position = ptr + (token.to(tl.int64) * stride_n)[:, None] + offset_d[None, :]
-    return tl.load(position, mask=keep[:, None] & (offset_d < HEAD_DIM)[None, :], other=0.0)
-
-
-@triton.jit
-def scatter_rows(ptr, stride_n, token, keep, x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The converse of `gather_rows`."""
-    offset_d = tl.arange(0, BLOCK_D)
-    position = ptr + (token.to(tl.int64) * stride_n)[:, None] + offset_d[None, :]
-    tl.store(position, x.to(ptr.dtype.element_ty), mask=keep[:, None] & (offset_d < HEAD_DIM)[None, :])
 
 
 @triton.jit

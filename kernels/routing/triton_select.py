@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, split, state_dtype, strides
-from kernels.common.tiles import load_rows, place, real_rows
+from kernels.common.tiles import gather_rows, load_rows, place, real_rows
 from kernels.routing import centroids as means
 
 EPS, COUNT_EPS = tl.constexpr(means.LAYER_NORM_EPS), tl.constexpr(means.COUNT_EPS)
@@ -50,10 +50,9 @@ def halves(x):
 
 
 @triton.jit
-def score_product(a, b, COMPUTE: tl.constexpr, SPLIT: tl.constexpr):
+def score_product(a, a_high, a_low, b, COMPUTE: tl.constexpr, SPLIT: tl.constexpr):
     """a @ b as exact as in float32; SPLIT: on the tensor cores, as three products of halves."""
     if SPLIT:
-        a_high, a_low = halves(a)
         b_high, b_low = halves(b)
         return tl.dot(a_high, b_high, tl.dot(a_low, b_high, tl.dot(a_high, b_low)))
     else:
@@ -61,20 +60,36 @@ def score_product(a, b, COMPUTE: tl.constexpr, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def sortable(direction_score, score, real, HEAD_DIM: tl.constexpr, BITS: tl.constexpr):
-    """Keys that sort as unsigned integers, 0 for tokens that must not be chosen.
+def directions(
+    centroid_ptr, first, K: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """μ / |μ| of one block of clusters, with its halves, and |μ|; zero for a zero centroid."""
+    cluster, offset_d = first + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
+    known = (cluster < K)[:, None] & (offset_d < HEAD_DIM)[None, :]
+    rows = centroid_ptr + cluster[:, None] * HEAD_DIM + offset_d[None, :]
+    centroid = tl.load(rows, mask=known, other=0.0).to(COMPUTE)
+    norm = tl.sqrt(tl.sum(centroid * centroid, axis=1))
+    direction = centroid * tl.where(norm > 0, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0)[:, None]
+    high, low = halves(direction)
+    return direction, high, low, norm
 
-    16 bits: the cosine to the centroid in fixed point. Else: the bits of the score, those of negative ones inverted.
+
+@triton.jit
+def sortable(cosine, score, HEAD_DIM: tl.constexpr, BITS: tl.constexpr):
+    """Keys that sort as unsigned integers, at least 1, from √D cos(μ, x) or from μ · x̂.
+
+    16 bits: 32768 + 32767 cos, rounded by adding 2²³, which leaves an integer in the low bits of a float32. Else the
+    bits of the score, those of negative ones inverted.
     """
     if BITS == 16:
-        level = direction_score * (32767.0 * HEAD_DIM**-0.5) + 32768.5
-        key = tl.minimum(tl.maximum(level, 1.0), 65535.0).to(tl.int32)
-        return tl.where(real, key, 0).to(tl.int16)
+        level = cosine * (32767.0 * HEAD_DIM**-0.5) + (32768.0 + 8388608.0)
+        return level.to(tl.int32, bitcast=True).to(tl.int16)
     else:
         INTEGER = tl.int32 if BITS == 32 else tl.int64
         bits = (score + 0.0).to(INTEGER, bitcast=True)  # −0 + 0 = 0
         lowest = tl.full((), 1, INTEGER) << (BITS - 1)
-        return tl.where(real, tl.where(bits < 0, ~bits, bits | lowest), 0)
+        return tl.where(bits < 0, ~bits, bits | lowest)
 
 
 @triton.jit
@@ -110,6 +125,8 @@ def score_kernel(
     count = tl.zeros((BLOCK_K,), COMPUTE)
     total = tl.zeros((BLOCK_K, BLOCK_D), COMPUTE)
     loss, tokens = tl.zeros((BLOCK_N,), COMPUTE), tl.zeros((BLOCK_N,), COMPUTE)
+    if BLOCKS == 1:
+        direction, high, low, norm = directions(centroid_ptr, 0, K, HEAD_DIM, BLOCK_K, BLOCK_D, COMPUTE)
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
         inside = start + offset_n < length
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
@@ -117,46 +134,44 @@ def score_kernel(
         x_hat, _ = normalise(x.to(COMPUTE), HEAD_DIM, BLOCK_D)
         best_score, best = tl.full((BLOCK_N,), -float("inf"), COMPUTE), tl.zeros((BLOCK_N,), tl.int32)
         for block in tl.static_range(BLOCKS):
+            if BLOCKS > 1:
+                direction, high, low, norm = directions(
+                    centroid_ptr, block * BLOCK_K, K, HEAD_DIM, BLOCK_K, BLOCK_D, COMPUTE
+                )
             cluster = block * BLOCK_K + offset_k
-            known = (cluster < K)[:, None] & (offset_d < HEAD_DIM)[None, :]
-            centroid_rows = centroid_ptr + cluster[:, None] * HEAD_DIM + offset_d[None, :]
-            centroid = tl.load(centroid_rows, mask=known, other=0.0).to(COMPUTE)
-            norm = tl.sqrt(tl.sum(centroid * centroid, axis=1))
-            direction = centroid * tl.where(norm > 0, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0)[:, None]
-            cosine = score_product(direction, tl.trans(x_hat), COMPUTE, SPLIT)  # × √D
+            cosine = score_product(direction, high, low, tl.trans(x_hat), COMPUTE, SPLIT)  # × √D
             score = cosine * norm[:, None]
             if block == mine:
-                key = sortable(cosine, score, real[None, :], HEAD_DIM, BITS)
+                key = sortable(cosine, score, HEAD_DIM, BITS)
+                if HAS_MASK:
+                    key = tl.where(real[None, :], key, 0)
                 position = key_ptr + cluster.to(tl.int64)[:, None] * length + (start + offset_n)[None, :]
                 tl.store(position, key, mask=(cluster < K)[:, None] & inside[None, :])
-            score = tl.where((cluster < K)[:, None], score, -float("inf"))
-            here_score, here = tl.max(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
-            best = tl.where(here_score > best_score, block * BLOCK_K + here, best)
-            best_score = tl.maximum(best_score, here_score)
+            if K % BLOCK_K != 0:
+                score = tl.where((cluster < K)[:, None], score, -float("inf"))
+            here = tl.max(score, axis=0)
+            first = tl.min(tl.where(score == here[None, :], cluster[:, None], K), axis=0)
+            best = tl.where(here > best_score, first, best)
+            best_score = tl.maximum(best_score, here)
 
         if mine == 0:
             tl.store(best_ptr + start + offset_n, best, mask=inside)
         for word in tl.static_range(OWN_WORDS):
-            if mine * OWN_WORDS + word < WORDS:
-                tl.store(
-                    word_ptr + (mine * OWN_WORDS + word) * length + start + offset_n,
-                    tl.zeros((BLOCK_N,), tl.int32),
-                    mask=inside,
-                )
-        own = real & (best // BLOCK_K == mine)
-        nearest = tl.load(
-            centroid_ptr + best[:, None] * HEAD_DIM + offset_d[None, :],
-            mask=own[:, None] & (offset_d < HEAD_DIM)[None, :], other=0.0,
-        ).to(COMPUTE)  # fmt: skip
+            row = mine * OWN_WORDS + word
+            if row < WORDS:
+                tl.store(word_ptr + row * length + start + offset_n, tl.zeros_like(best), mask=inside)
+        best = tl.where(real, best - mine * BLOCK_K, -1)  # within the block, if it is there
+        own = (best >= 0) & (best < BLOCK_K)
+        nearest = gather_rows(centroid_ptr, HEAD_DIM, mine * BLOCK_K + best, own, HEAD_DIM, BLOCK_D).to(COMPUTE)
         error = tl.where(own[:, None], x_hat - nearest, 0.0)
         loss += tl.sum(error * error, axis=1)
         tokens += tl.where(real, 1.0, 0.0).to(COMPUTE)
-        chosen = (best[None, :] == (mine * BLOCK_K + offset_k)[:, None]) & real[None, :]
+        chosen = best[None, :] == offset_k[:, None]
         count += tl.sum(chosen.to(COMPUTE), axis=1)
         if SPLIT:
-            high, low = halves(x_hat)
+            x_high, x_low = halves(x_hat)
             one_hot = chosen.to(tl.float16)
-            total = tl.dot(one_hot, high, tl.dot(one_hot, low, total))
+            total = tl.dot(one_hot, x_high, tl.dot(one_hot, x_low, total))
         else:
             total += tl.dot(chosen.to(COMPUTE), x_hat, out_dtype=COMPUTE, input_precision="ieee")
 
@@ -404,7 +419,7 @@ def select(q: Tensor, k: Tensor, key_mask: Tensor | None, centroids: Tensor, win
 
     keys = torch.empty(2, rows, clusters, length, dtype=integer, device=q.device)
     best, word = torch.empty(2, rows, length, **whole), torch.empty(2, rows, words, length, **whole)
-    tile, warps = score_tile(block_k, bits)
+    tile, warps, stages = score_tile(block_k, bits)
     splits, chunk = split(length, tile, 2 * rows)
     slots = 2 * batch * splits
     count = torch.empty(heads, slots, blocks * block_k, **options)
@@ -416,7 +431,7 @@ def select(q: Tensor, k: Tensor, key_mask: Tensor | None, centroids: Tensor, win
         q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q), centroids, keys, best, word,
         count, total, loss, tokens, length, batch, heads, splits, chunk,
         BITS=bits, HAS_MASK=key_mask is not None, BLOCK_N=tile, SPLIT=bits == 16, **sizes,
-        num_warps=warps, num_stages=2,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     counts = torch.empty(heads, clusters, **options)
     sums, copy = (torch.empty(heads, clusters, dim, **options) for _ in range(2))
@@ -452,9 +467,9 @@ def move(ema_counts: Tensor, ema_sums: Tensor, centroids: Tensor, counts: Tensor
     )  # fmt: skip
 
 
-def score_tile(block_k: int, bits: int) -> tuple[int, int]:
-    """Tokens of a tile of scores, and warps."""
-    return (128 if bits == 16 else 64), (8 if block_k > 64 else 4)
+def score_tile(block_k: int, bits: int) -> tuple[int, int, int]:
+    """Tokens of a tile of scores, warps and stages: the most that does not spill."""
+    return 64, 4 if block_k == 16 and bits == 16 else 8, 1
 
 
 def select_warps(keys: int) -> int:

@@ -299,23 +299,24 @@ def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
 @pytest.mark.parametrize("masked", [False, True])
 def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(length, clusters, window, masked):
     batch = 65536 // length
-    inputs = [x.cuda().requires_grad_() for x in qkv(batch, 2, length, 32, dtype=torch.bfloat16)]
+    inputs = [x.cuda() for x in qkv(batch, 2, length, 32, dtype=torch.bfloat16)]
     cotangent = qkv(batch, 2, length, 32, seed=5, dtype=torch.bfloat16)[0].cuda()
     mask, mu = padding(batch, length).cuda() if masked else None, centroids(clusters, 32).float().cuda()
     options = dict(window=window, local_window=128, key_mask=mask)
 
-    def step(inputs=inputs, impl="triton"):
-        result = routing_attention(*inputs, mu.to(torch.promote_types(inputs[0].dtype, mu.dtype)), **options, impl=impl)
-        loss = (result.out * cotangent.to(result.out.dtype)).sum() + result.commitment
-        return [result.out, *torch.autograd.grad(loss, inputs), *result[1:]]
+    def step(dtype: torch.dtype = torch.bfloat16, impl: str = "triton") -> list[Tensor]:
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]  # fresh: a capture must not meet old nodes
+        result = routing_attention(*leaves, mu.double() if dtype == torch.float64 else mu, **options, impl=impl)
+        loss = (result.out * cotangent.to(dtype)).sum() + result.commitment
+        return [x.detach() for x in (result.out, *torch.autograd.grad(loss, leaves), *result[1:])]
 
-    members = selection([x.detach() for x in inputs], mask, mu, window)
+    members = selection(inputs, mask, mu, window)
     mine, again = step(), step()
     for name, a, b in zip(NAMES, mine, again, strict=True):
         assert torch.equal(a, b), f"{name} differs between two runs"
     with mock.patch.object(reference, "membership", side_effect=[*members, *members]):
         other = step(impl="reference")
-        exact = step([x.detach().double().requires_grad_() for x in inputs], "reference")
+        exact = step(torch.float64, "reference")
     for name, a, p, e in list(zip(NAMES, mine, other, exact, strict=True))[:4]:
         assert_as_good_as(a, p, e, name)
 
@@ -324,7 +325,8 @@ def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(length, 
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         captured = step()
     graph.replay()
+    torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(captured, mine, strict=True))

@@ -1,8 +1,13 @@
-"""The baseline: PyTorch's exact attention through the fastest of its fused backends on this device and shape."""
+"""The baseline: PyTorch's exact attention by the fastest path on this device and shape.
+
+That is one of the fused backends of `scaled_dot_product_attention`, or, with a padding mask, the registered `softmax`
+compiled, where FlexAttention skips tiles of padding.
+"""
 
 import contextlib
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,13 +16,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention import Attention
+from attention.softmax import softmax_attention
 
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-"""The exact backends that never hold the N × N matrix."""
+"""The exact backends of SDPA that never hold the N × N matrix."""
+
+FLEX = "flex"
+RECOMPILATIONS = 256
+"""Shapes and gradient modes that one run compiles `softmax` for; torch.compile would give up after eight."""
 
 ANCHOR_SHAPE, ANCHOR_TOKENS, ANCHOR_DTYPE = (2, 32), 131_072, "bfloat16"
 ANCHORS = {"H100": {1024: 0.60, 4096: 2.04, 16384: 7.77}}
@@ -42,9 +52,31 @@ class SDPA(Attention):
             return scaled_dot_product_attention(q, k, v, attn_mask=visible)
 
 
-def backends(device: torch.device) -> tuple[str, ...]:
-    """What there is to choose from; on a CPU PyTorch's own choice."""
-    return tuple(BACKENDS) if device.type == "cuda" else ("default",)
+class CompiledSoftmax(Attention):
+    """The registered `softmax` in a compiled model, where a key mask leads it to FlexAttention."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS):
+            return _compiled_softmax()(q, k, v, key_mask)
+
+
+@functools.cache
+def _compiled_softmax() -> Callable[..., Tensor]:
+    return torch.compile(softmax_attention, dynamic=False)
+
+
+def build(name: str, num_heads: int, head_dim: int, max_length: int) -> Attention:
+    """The exact attention `name`, one of `paths`."""
+    if name == FLEX:
+        return CompiledSoftmax(num_heads, head_dim, max_length)
+    return SDPA(name, num_heads, head_dim, max_length)
+
+
+def paths(device: torch.device, masked: bool) -> tuple[str, ...]:
+    """What there is to choose from; on a CPU SDPA's own choice."""
+    if device.type != "cuda":
+        return ("default",)
+    return (*BACKENDS, FLEX) if masked else tuple(BACKENDS)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from lra.record import SCHEMA, Record
 from lra.seeding import seed_all
 
 KIND = "efficiency"
-HOPELESS = 1.5
+HOPELESS = 2.0
 """A backend of the baseline that a first call shows to be slower than the fastest by this factor is not timed."""
 
 
@@ -34,6 +34,7 @@ class Baseline:
     forward: Prepared
     training: Prepared
     settings: dict[str, str]
+    refused: dict[str, str]  # paths that do not take these inputs, and why
     fwd_ms: float
     fwd_bwd_ms: float
     peak_mem_mib: float | None
@@ -69,39 +70,42 @@ class Run:
 
     # The baseline
 
-    def baseline(self, case: Case, x: Inputs) -> Baseline:
-        """The fastest backend of SDPA for the group of `case`, forward and training each; WrongError if none is right.
+    def baseline(self, case: Case, x: Inputs, paths: Sequence[str] | None = None) -> Baseline:
+        """The fastest exact path for the group of `case`, forward and training each, of all or of those named.
 
-        OutOfMemoryError passes.
+        WrongError if none is right. OutOfMemoryError passes.
         """
-        right = {}
-        for name in baseline.backends(self.device):
-            module = baseline.SDPA(name, case.heads, case.head_dim, case.length)
+        right, refused = {}, {}
+        for name in paths or baseline.paths(self.device, case.masked):
+            module = baseline.build(name, case.heads, case.head_dim, case.length)
             with baseline.quiet():
                 try:
                     outcome = self._check(replace(case, attention=f"{BASELINE} {name}"), module, exact=BASELINE)
                     training(module, x)()
                 except torch.OutOfMemoryError:
                     raise
-                except RuntimeError:  # the backend does not take this call
+                except Exception as error:  # SDPA or a compiler says no, each in its own words
+                    refused[name] = _first_line(error)
                     continue
             if outcome.passed:
                 right[name] = (module, outcome)
+            else:
+                refused[name] = f"{outcome.where}: relative error {outcome.error:.2e}"
         if not right:
-            raise WrongError("no backend of scaled_dot_product_attention takes these inputs and is right")
+            raise WrongError(f"no exact attention takes these inputs and is right: {refused}")
         calls = {name: training(module, x) for name, (module, _) in right.items()}
         train_name, trained, fwd_bwd_ms = self._fastest(calls)
         peak = timing.peak_memory(calls[train_name], self.device)
         name, forward, fwd_ms = self._fastest({name: inference(module, x) for name, (module, _) in right.items()})
         settings = {"forward": name, "training": train_name}
-        return Baseline(forward, trained, settings, fwd_ms, fwd_bwd_ms, peak, right[train_name][1])
+        return Baseline(forward, trained, settings, refused, fwd_ms, fwd_bwd_ms, peak, right[train_name][1])
 
     def _fastest(self, calls: dict[str, Call]) -> tuple[str, Prepared, float]:
         how = "events" if self.device.type == "cuda" else "clock"
         first = {}
         for name, call in calls.items():
             call()
-            first[name] = timing.block(Prepared(call, how, self.device), 1)
+            first[name] = timing.estimate(Prepared(call, how, self.device))
         hopeful = [name for name, ms in first.items() if ms <= HOPELESS * min(first.values())]
         prepared = {name: timing.prepare(calls[name], self.device) for name in hopeful}
         times = dict(zip(prepared, timing.interleaved(*prepared.values()), strict=True))
@@ -141,7 +145,8 @@ class Run:
         except (ValueError, RuntimeError) as error:
             outcome |= {"status": "error", "message": _first_line(error)}
         if isinstance(best, Baseline):
-            row["baseline"] = {**best.settings, "peak_mem_mib": best.peak_mem_mib, **row.get("baseline", {})}
+            about = {"refused": best.refused, "peak_mem_mib": best.peak_mem_mib}
+            row["baseline"] = {**best.settings, **about, **row.get("baseline", {})}
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         head = {"schema": SCHEMA, "kind": KIND, **outcome}
         return {**head, "row": row, "anchors": self.anchors, **self.provenance, "finished": finished}

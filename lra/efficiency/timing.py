@@ -79,7 +79,7 @@ def block(prepared: Prepared, repeats: int) -> float:
 
 def interleaved(*calls: Prepared) -> list[float]:
     """Median milliseconds of each call, from blocks of them in turn: what the card does meanwhile meets all alike."""
-    estimates = [_estimate(call) for call in calls]
+    estimates = [estimate(call) for call in calls]
     repeats = [min(MOST_REPEATS, max(1, math.ceil(BLOCK_MS / max(once, 1e-6)))) for once in estimates]
     one_round = sum(once * count for once, count in zip(estimates, repeats, strict=True))
     rounds = ROUNDS if one_round < LONG_MS else FEW_ROUNDS
@@ -87,9 +87,10 @@ def interleaved(*calls: Prepared) -> list[float]:
     return [statistics.median(times) for times in zip(*samples, strict=True)]
 
 
-def _estimate(call: Prepared) -> float:
+def estimate(call: Prepared) -> float:
+    """Milliseconds of a call, roughly and quickly; a single hiccup does not count."""
     once = block(call, 1)
-    return once if once >= BLOCK_MS else min(once, block(call, 3))
+    return min(once, block(call, 3 if once < BLOCK_MS else 1))
 
 
 def peak_memory(call: Call, device: torch.device) -> float | None:

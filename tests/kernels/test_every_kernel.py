@@ -10,6 +10,7 @@ from profiler import heavy_operators, operators
 import attention
 from attention import Attention
 from lra.efficiency import timing
+from lra.efficiency.baseline import BACKENDS
 from lra.efficiency.calls import draw, inference, training
 from lra.efficiency.cases import BASELINE, Case, table_options
 from lra.efficiency.measure import Run
@@ -24,7 +25,8 @@ SELECTIONS: dict[str, set[str]] = {}
 measurement stands in the docstring of the kernels that it is left out of."""
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-each_name = pytest.mark.parametrize("name", NAMES)
+# Each name's tests run in one process, which compiles its kernels once.
+each_name = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in NAMES])
 each_mask = pytest.mark.parametrize("masked", [False, True], ids=["no mask", "masked"])
 
 
@@ -40,9 +42,9 @@ def build(each: Case, device: torch.device = CUDA, impl: str = "triton") -> Atte
 
 @cache
 def peak_of_sdpa(length: int, masked: bool) -> float:
-    """MiB of one call of the fastest exact attention on the same shape."""
+    """MiB of one call of SDPA's fastest backend on the same shape."""
     each = case(BASELINE, length, masked)
-    peak = Run(CUDA).baseline(each, draw(each, CUDA)).peak_mem_mib
+    peak = Run(CUDA).baseline(each, draw(each, CUDA), tuple(BACKENDS)).peak_mem_mib
     assert peak is not None
     return peak
 

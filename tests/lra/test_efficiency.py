@@ -3,6 +3,7 @@
 import math
 import runpy
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,8 @@ from torch import Tensor
 
 import attention
 from attention import Attention
-from lra.efficiency import picture, table, timing
+from attention.softmax import softmax_attention
+from lra.efficiency import baseline, picture, table, timing
 from lra.efficiency.calls import draw, inference, suffix_padding, training
 from lra.efficiency.cases import LENGTHS, Case, cases
 from lra.efficiency.check import check
@@ -168,6 +170,44 @@ def test_a_slower_call_takes_longer():
     quick, slow = (timing.prepare(lambda n=n: [x @ x for _ in range(n)], CPU) for n in (1, 20))
     times = timing.interleaved(quick, slow)
     assert times[1] > 4 * times[0]
+
+
+# The baseline
+
+
+def test_with_a_mask_compiled_flex_attention_competes():
+    cuda = torch.device("cuda")
+    assert set(baseline.paths(cuda, masked=True)) - set(baseline.paths(cuda, masked=False)) == {"flex"}
+    assert baseline.paths(CPU, masked=True) == ("default",)
+
+
+def test_the_fastest_right_path_is_the_baseline_and_the_others_are_recorded(monkeypatch: pytest.MonkeyPatch):
+    class Slow(baseline.SDPA):
+        def attend(self, q, k, v, key_mask):
+            time.sleep(0.02)
+            return super().attend(q, k, v, key_mask)
+
+    class Refusing(baseline.SDPA):
+        def attend(self, q, k, v, key_mask):
+            raise TypeError("not for me\nfor several reasons")
+
+    class Wrong(baseline.SDPA):
+        def attend(self, q, k, v, key_mask):
+            return 1.1 * super().attend(q, k, v, key_mask)
+
+    kinds = {"slow": Slow, "refusing": Refusing, "wrong": Wrong, "plain": baseline.SDPA}
+    monkeypatch.setattr(baseline, "build", lambda name, *sizes: kinds[name](name, *sizes))
+    best = Run(CPU).baseline(case("softmax", masked=True), draw(case(masked=True), CPU), list(kinds))
+    assert best.settings == {"forward": "plain", "training": "plain"}
+    assert best.refused["refusing"] == "not for me"
+    assert best.refused["wrong"].startswith("output: relative error")
+    assert best.refused.keys() == {"refusing", "wrong"}
+
+
+def test_the_compiled_softmax_keeps_to_the_check(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(baseline, "_compiled_softmax", lambda: softmax_attention)
+    module = baseline.build("flex", 2, 32, 200)
+    assert check(module, build("softmax", 200), case("softmax", 200, masked=True), CPU).passed
 
 
 # Rows

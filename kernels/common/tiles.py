@@ -15,6 +15,8 @@ import triton.language as tl
 NEVER = tl.constexpr(-1e30)
 """Logit of what must not count: far below every real one, yet finite, so that no −inf − (−inf) can become NaN."""
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def place(pid, num_heads, splits):
@@ -84,13 +86,31 @@ def window_weights(real, RATE: tl.constexpr, BLOCK_N: tl.constexpr, COMPUTE: tl.
 
 
 @triton.jit
-def window_mean(x, weight, RATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Mean of each window of RATE rows of x (BLOCK_N, BLOCK_D), given to every row of the window."""
-    if RATE > 1:
-        windows = tl.reshape(x * weight[:, None], (BLOCK_N // RATE, RATE, BLOCK_D))
-        mean = tl.sum(windows, axis=1)[:, None, :]
-        x = tl.reshape(tl.broadcast_to(mean, (BLOCK_N // RATE, RATE, BLOCK_D)), (BLOCK_N, BLOCK_D))
-    return x
+def exponential(x, peak, PRECISION: tl.constexpr):
+    """exp(x − peak), peak broadcast to x, of a tile.
+
+    For 16-bit inputs in base 2 by one multiply-add, which cuts an argument of 10⁵ as fp32 itself does. `peak` must not
+    be NEVER, whose rounding is larger than any logit.
+    """
+    if PRECISION == "ieee":
+        return tl.exp(x - peak)
+    else:
+        return tl.exp2(x * LOG2E - peak * LOG2E)
+
+
+@triton.jit
+def widened(x, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile (…, BLOCK_D) as it was read, in COMPUTE and laid out like the result of a product.
+
+    By a product with the identity, which is exact for 16-bit inputs and costs less than to bring a tile from the layout
+    of loads to that of products, where what follows meets it; left to itself the compiler would do that work twice.
+    """
+    if PRECISION == "ieee":
+        return x.to(COMPUTE)
+    else:
+        offset_d = tl.arange(0, BLOCK_D)
+        identity = tl.where(offset_d[:, None] == offset_d[None, :], 1.0, 0.0)
+        return tl.dot(x, identity.to(x.dtype), out_dtype=COMPUTE)
 
 
 @triton.jit

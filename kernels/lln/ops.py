@@ -9,7 +9,7 @@ from kernels.lln import triton, triton_moments
 
 
 def _moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: float, b: float) -> Tensor:
-    return q.new_empty(len(rates), 4, dtype=state_dtype(q.dtype))
+    return q.new_empty(4, len(rates), dtype=state_dtype(q.dtype))
 
 
 def _run_forward(
@@ -115,4 +115,4 @@ def measure(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """σq, σk, α, β for keys fused at each rate, (R,) each."""
     out = moments(unit_last_stride(q.detach()), unit_last_stride(k.detach()), key_mask, list(rates), *constants)
-    return out[:, 0], out[:, 1], out[:, 2], out[:, 3]
+    return out[0], out[1], out[2], out[3]

@@ -18,14 +18,17 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
-from kernels.lln.triton_keys import key_gradients, keys_backward, merge_gradients, summarise
+from kernels.common.tiles import NEVER, exponential, load_rows, place, product, real_rows, store_rows, widened
+from kernels.lln.triton_keys import LOWEST, ONES, key_weights, keys_backward, merge_gradients, summarise
 
 # By padded head dimension. A tile with Diag holds whole blocks of D tokens, and rows² scores.
 QUERIES = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
 DIAG_QUERIES = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 4, 2), 128: Config(128, 8, 1)}
 QUERIES_BACKWARD = {16: Config(128, 4, 2), 32: Config(128, 8, 2), 64: Config(64, 8, 2), 128: Config(64, 8, 1)}
 BLOCKS_BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 8, 1), 128: Config(128, 16, 1)}
+
+TINY = tl.constexpr(1e-30)
+"""What a sum of weights is not divided below: it is zero in rows that see no key, and at least 1 in others."""
 
 
 @triton.jit
@@ -42,11 +45,24 @@ def tile_rows(BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit
-def read_features(q, alpha, log_mass):
-    """A = softmax_l(α q + λ) of a tile; α and λ broadcast to q."""
+def read_features(q, alpha, log_mass, PRECISION: tl.constexpr):
+    """A = softmax_l(α q + λ) of a tile, before it is normalised, and the factors of its rows that do that.
+
+    α and λ broadcast to q.
+    """
     logits = q * alpha + log_mass
-    features = tl.exp(logits - tl.max(logits, axis=1)[:, None])
-    return features / tl.sum(features, axis=1)[:, None]
+    features = exponential(logits, tl.max(logits, axis=1)[:, None], PRECISION)
+    return features, 1.0 / tl.sum(features, axis=1)
+
+
+@triton.jit
+def two_columns(x, OPERAND: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """x (BLOCK_N,) as an operand of ONES columns that sum to it, nearly as exact as fp32: rounded, and what was cut."""
+    column = tl.arange(0, ONES)[None, :]
+    rounded = x.to(OPERAND)
+    rest = (x - rounded.to(COMPUTE)).to(OPERAND)
+    zero = tl.zeros((BLOCK_N, ONES), OPERAND)
+    return tl.where(column == 0, rounded[:, None], tl.where(column == 1, rest[:, None], zero))
 
 
 @triton.jit
@@ -54,13 +70,13 @@ def block_weights(
     q, k, real, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """P = softmax(q kᵀ / √D) over the real keys of each row's own block; rows without any are uniform, never NaN."""
+    """P = softmax(q kᵀ / √D) over the real keys of each row's own block; rows without any are zero."""
     row = tl.arange(0, BLOCK_N)
     scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5)
     visible = (row[:, None] // BLOCK_D == row[None, :] // BLOCK_D) & real[None, :]
     scores = tl.where(visible, scores, NEVER)
-    weights = tl.exp(scores - tl.max(scores, axis=1)[:, None])
-    return weights / tl.sum(weights, axis=1)[:, None]
+    weights = exponential(scores, tl.maximum(tl.max(scores, axis=1), LOWEST)[:, None], PRECISION)
+    return weights * (1.0 / tl.maximum(tl.sum(weights, axis=1), TINY))[:, None]
 
 
 @triton.jit
@@ -105,8 +121,9 @@ def queries_kernel(
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), STEP):
         real = used & real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        features = read_features(q.to(COMPUTE), alpha, log_mass[None, :])
-        out = product(features, context, COMPUTE, OPERAND, PRECISION)
+        wide = widened(q, BLOCK_D, COMPUTE, OPERAND, PRECISION)
+        features, inverse = read_features(wide, alpha, log_mass[None, :], PRECISION)
+        out = product(features, context, COMPUTE, OPERAND, PRECISION) * inverse[:, None]
         if DIAG:
             k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
             v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
@@ -116,7 +133,9 @@ def queries_kernel(
             from_diag = mixing_weight(mix_diag_ptr, mix_diag, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
             out = out * from_lln[None, :] + block * from_diag[None, :]
         keep = used & (start + offset_n < length)
-        store_rows(out_ptr, out_n, start, offset_n, keep, tl.where(real[:, None], out, 0.0), HEAD_DIM, BLOCK_D)
+        if HAS_MASK:
+            out = tl.where(real[:, None], out, 0.0)
+        store_rows(out_ptr, out_n, start, offset_n, keep, out, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -126,7 +145,7 @@ def queries_backward_kernel(
     mask_ptr, mask_b, mask_n,
     alpha_ptr, context_ptr, log_mass_ptr, mix_lln_ptr,
     grad_q_ptr, gq_b, gq_h, gq_n,
-    grad_context_ptr, grad_mass_ptr,  # slots (B·H, splits, …)
+    grad_context_ptr, shift_ptr,  # slots (B·H, splits, …)
     mix_lln, length, num_heads, splits, chunk,
     DIAG: tl.constexpr, LEARNED: tl.constexpr, HAS_MASK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -134,7 +153,7 @@ def queries_backward_kernel(
 ):  # fmt: skip
     """Gradients of the summary from one part of a head, and dq, which with DIAG is left to `blocks_backward_kernel`.
 
-    dA = do Cᵀ, dL = A (dA − Σ_l A dA), dq = α dL, dC = Aᵀ do, dλ = Σ_i dL_i
+    dA = do Cᵀ, δ = Σ_l A dA, dL = A (dA − δ), dq = α dL, dC = Aᵀ do, and −Aᵀ δ for `merge_gradients_kernel`.
     """
     b, h, part = place(tl.program_id(0), num_heads, splits)
     wide_h = h.to(tl.int64)
@@ -150,22 +169,26 @@ def queries_backward_kernel(
     context = tl.load(context_ptr + head * BLOCK_D * BLOCK_D + square).to(OPERAND)
     weight = mixing_weight(mix_lln_ptr, mix_lln, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
     grad_context = tl.zeros((BLOCK_D, BLOCK_D), COMPUTE)
-    grad_mass = tl.zeros((BLOCK_D,), COMPUTE)
+    shift = tl.zeros((BLOCK_D, ONES), COMPUTE)
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
-        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        wide = widened(q, BLOCK_D, COMPUTE, OPERAND, PRECISION)
         grad = load_rows(grad_ptr, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        features = read_features(q, alpha, log_mass[None, :])
+        features, inverse = read_features(wide, alpha, log_mass[None, :], PRECISION)
         weighted = grad.to(COMPUTE) * weight[None, :] if DIAG else grad
         reading = product(weighted, tl.trans(context), COMPUTE, OPERAND, PRECISION)
-        grad_logits = features * (reading - tl.sum(features * reading, axis=1)[:, None])
-        grad_mass += tl.sum(grad_logits, axis=0)
-        grad_context += product(tl.trans(features), grad if LEARNED else weighted, COMPUTE, OPERAND, PRECISION)
+        delta = tl.sum(features * reading, axis=1) * inverse
+        features *= inverse[:, None]
+        columns = tl.trans(features.to(OPERAND))
+        grad_context += product(columns, grad if LEARNED else weighted, COMPUTE, OPERAND, PRECISION)
+        shift += product(columns, two_columns(-delta, OPERAND, COMPUTE, BLOCK_N), COMPUTE, OPERAND, PRECISION)
         if not DIAG:
             keep = start + offset_n < length
-            store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_logits * alpha, HEAD_DIM, BLOCK_D)
+            grad_q = features * (reading * alpha - (delta * alpha)[:, None])
+            store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)
     slot = head * splits + part
-    tl.store(grad_mass_ptr + slot * BLOCK_D + offset_d, grad_mass)
+    tl.store(shift_ptr + slot * BLOCK_D + offset_d, tl.sum(shift, axis=1))
     tl.store(grad_context_ptr + slot * BLOCK_D * BLOCK_D + square, grad_context)
 
 
@@ -229,18 +252,23 @@ def blocks_backward_kernel(
         grad_k = product(tl.trans(grad_scores), q, COMPUTE, OPERAND, PRECISION)
 
         context = tl.load(context_ptr + square)
-        features = read_features(q.to(COMPUTE), alpha, log_mass[None, :])
+        wide = widened(q, BLOCK_D, COMPUTE, OPERAND, PRECISION)
+        features, inverse = read_features(wide, alpha, log_mass[None, :], PRECISION)
         reading = product(grad.to(COMPUTE) * from_lln[None, :], tl.trans(context), COMPUTE, OPERAND, PRECISION)
-        grad_q += alpha * features * (reading - tl.sum(features * reading, axis=1)[:, None])
+        delta = tl.sum(features * reading, axis=1) * inverse
+        grad_q += features * ((reading - delta[:, None]) * (inverse * alpha)[:, None])
         store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)
 
-        weight, grad_context = tl.where(real, 1.0, 0.0).to(COMPUTE), tl.load(grad_context_ptr + square)
-        lln_k, lln_v = key_gradients(
-            k.to(COMPUTE), v, weight, beta, peak, scale, grad_context, shift, 1,
-            BLOCK_N, BLOCK_D, COMPUTE, OPERAND, PRECISION,
-        )  # fmt: skip
-        store_rows(grad_k_ptr, gk_n, start, offset_n, keep, grad_k + lln_k, HEAD_DIM, BLOCK_D)
-        store_rows(grad_v_ptr, gv_n, start, offset_n, keep, grad_v + lln_v, HEAD_DIM, BLOCK_D)
+        grad_context = tl.load(grad_context_ptr + square)
+        key_features = key_weights(widened(k, BLOCK_D, COMPUTE, OPERAND, PRECISION) * beta, peak, scale, PRECISION)
+        reading = product(v, tl.trans(grad_context), COMPUTE, OPERAND, PRECISION)
+        grad_k += beta * key_features * (reading + shift[None, :])
+        grad_v += product(key_features, grad_context, COMPUTE, OPERAND, PRECISION)
+        if HAS_MASK:
+            grad_k = tl.where(real[:, None], grad_k, 0.0)
+            grad_v = tl.where(real[:, None], grad_v, 0.0)
+        store_rows(grad_k_ptr, gk_n, start, offset_n, keep, grad_k, HEAD_DIM, BLOCK_D)
+        store_rows(grad_v_ptr, gv_n, start, offset_n, keep, grad_v, HEAD_DIM, BLOCK_D)
     if LEARNED:
         tl.store(grad_mix_ptr + (head * splits + part) * BLOCK_D + offset_d, grad_mix)
 
@@ -285,17 +313,17 @@ def backward(
     grad_q = torch.empty_like(q)
     config = QUERIES_BACKWARD[width]
     splits, chunk = split(length, config.rows, batch * heads)
-    grad_context = torch.empty(batch * heads, splits, 1, width, width, **options)
-    grad_mass = torch.empty(batch * heads, splits, 1, width, **options)
+    grad_context = torch.empty(batch * heads, splits, width, width, **options)
+    shift = torch.empty(batch * heads, splits, width, **options)
     mix_lln, mix_diag = learned or (context, context)
     queries_backward_kernel[(batch * heads * splits,)](
         q, *strides(q), grad, *strides(grad), *mask_arguments(key_mask, q),
-        alpha, context, log_mass, mix_lln, grad_q, *strides(grad_q), grad_context, grad_mass,
+        alpha, context, log_mass, mix_lln, grad_q, *strides(grad_q), grad_context, shift,
         mix[0], length, heads, splits, chunk,
         DIAG=diag, BLOCK_N=config.rows, **flags, **config.options,
     )  # fmt: skip
     merged, shift, grad_lln = merge_gradients(
-        grad_context, grad_mass, context, None if learned is None else mix_lln, q.shape, q.dtype, 1
+        grad_context, shift, context, None if learned is None else mix_lln, q.shape, q.dtype
     )
     if not diag:
         return grad_q, *keys_backward(k, v, key_mask, beta, log_mass, merged, shift, (1,))

@@ -1,10 +1,11 @@
 """The key side of LLN and AdaMRA: the summary of (fused) keys and values, and its backward pass.
 
-With ℓ_j = β k'_j, where k' is the mean of a window of RATE keys (RATE = 1: the key itself),
+With ℓ_w = β k'_w, where k'_w and v'_w are the means of a window of RATE tokens (RATE = 1: the token itself),
 
     λ_l = ln Σ_w exp ℓ_wl,   C_l = Σ_w exp(ℓ_wl − λ_l) v'_w
 
-Σ_w over windows is Σ_j over real tokens, each with the weight that it has in the mean of its window. Nothing that is
+Only keys are fused. A weight exp(ℓ − λ) / |w| is given to every token of its window, so that values enter the products
+as they were read, unrounded. All rates are taken in one pass, each from the sums of the rate before. Nothing that is
 exponentiated exceeds zero. Parts of a sequence write to slots of their own, which one launch merges in fixed order.
 
 Floor, in touches of one (B, H, N, D) tensor: summary 2 (k, v), backward 4 (k, v, dk, dv).
@@ -13,66 +14,59 @@ Floor, in touches of one (B, H, N, D) tensor: summary 2 (k, v), backward 4 (k, v
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportPossiblyUnboundVariable=false
+# ruff: noqa: RUF005  (Triton's tuples grow by +; it knows no unpacking)
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import (
-    Config,
-    arithmetic,
-    block_dim,
-    mask_arguments,
-    split,
-    state_dtype,
-    strides,
-)
-from kernels.common.tiles import (
-    NEVER,
-    load_rows,
-    place,
-    product,
-    real_rows,
-    store_rows,
-    window_mean,
-    window_weights,
-)
+from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
+from kernels.common.tiles import NEVER, exponential, load_rows, place, product, real_rows, store_rows, widened
+from kernels.lln.triton_windows import window_counts, window_spread, window_starts, window_sums, windows
 
 # By padded head dimension. Fixed, never tuned at run time: a choice by length would re-tune in the middle of training.
-SUMMARY = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
+SUMMARY = {16: Config(256, 4, 2), 32: Config(256, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
 BACKWARD = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 1)}
 
-BACKWARD_RATES = {16: Config(128, 8, 2), 32: Config(128, 8, 2), 64: Config(128, 8, 1), 128: Config(64, 16, 1)}
+# The same at several rates.
+SUMMARY_RATES = {16: Config(256, 4, 2), 32: Config(256, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 16, 1)}
+BACKWARD_RATES = {16: Config(256, 8, 2), 32: Config(256, 8, 2), 64: Config(128, 8, 1), 128: Config(64, 16, 1)}
+
+LOWEST = tl.constexpr(-1e29)
+"""Running maximum before any real key: above NEVER, so that a padded key weighs exp(NEVER − LOWEST) = 0."""
+
+ONES = tl.constexpr(16)
+"""Columns of ones that sum the weights on the tensor cores: the fewest that a product takes."""
 
 
 @triton.jit
-def summarise_tiles(
-    k_ptr, k_n, v_ptr, v_n, mask_ptr, mask_n, beta, peak_ptr, mass_ptr, context_ptr, first, last, length,
-    RATE: tl.constexpr, HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+def highest_logits(
+    k_ptr, k_n, mask_ptr, mask_n, beta_ptr, first, last, length,
+    LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Summary of the tokens first … last of a head at one rate, relative to its own column maximum."""
-    offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    peak = tl.full((BLOCK_D,), NEVER, COMPUTE)
-    mass = tl.zeros((BLOCK_D,), COMPUTE)
-    context = tl.zeros((BLOCK_D, BLOCK_D), COMPUTE)
+    """max_w ℓ_wl of the tokens first … last of a head at every rate, (BLOCK_D,) each."""
+    offset_n, peaks = window_starts(1, BLOCK_N, PHASES), ()
+    for r in tl.static_range(R):
+        peaks = peaks + (tl.full((BLOCK_N // max(LEVELS[r + 1], PHASES), BLOCK_D), LOWEST, COMPUTE),)
     for start in range(first, last, BLOCK_N):
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
-        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-        v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        weight = window_weights(real, RATE, BLOCK_N, COMPUTE)
-        fused = window_mean(k, weight, RATE, BLOCK_N, BLOCK_D)
-        logits = tl.where(real[:, None], beta * fused, NEVER)
-        higher = tl.maximum(peak, tl.max(logits, axis=0))
-        features = (tl.exp(logits - higher[None, :]) * weight[:, None]).to(OPERAND)
-        scale = tl.exp(peak - higher)
-        mass = mass * scale + tl.sum(features.to(COMPUTE), axis=0)
-        context = context * scale[:, None] + product(tl.trans(features), v, COMPUTE, OPERAND, PRECISION)
-        peak = higher
-    tl.store(peak_ptr + offset_d, peak)
-    tl.store(mass_ptr + offset_d, mass)
-    tl.store(context_ptr + offset_d[:, None] * BLOCK_D + offset_d[None, :], context)
+        sums = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+        higher = ()
+        for r in tl.static_range(R):
+            sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
+            count = window_counts(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
+            share, none = 1.0 / tl.maximum(count, 1).to(COMPUTE), tl.where(count > 0, 0.0, NEVER).to(COMPUTE)
+            fused = sums * share[:, None] + none[:, None]
+            fused = tl.reshape(fused, (max(PHASES // LEVELS[r + 1], 1), BLOCK_N // max(LEVELS[r + 1], PHASES), BLOCK_D))
+            higher = higher + (tl.maximum(peaks[r], tl.max(fused, axis=0)),)
+        peaks = higher
+    highest = ()
+    for r in tl.static_range(R):
+        beta = tl.load(beta_ptr + ORDER[r]).to(COMPUTE)
+        highest = highest + (tl.maximum(tl.max(peaks[r], axis=0) * beta, LOWEST),)
+    return highest
 
 
 @triton.jit
@@ -83,29 +77,59 @@ def summarise_kernel(
     beta_ptr,  # (R,)
     peak_ptr, mass_ptr, context_ptr,  # slots (B·H, R, splits, …)
     length, num_heads, splits, chunk,
-    RATES: tl.constexpr, R: tl.constexpr, HAS_MASK: tl.constexpr,
+    LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One part of a head at one rate; the rates of a part are neighbours, so that all but the first read from cache."""
-    pid = tl.program_id(0)
-    b, h, part = place(pid // R, num_heads, splits)
-    rate = pid % R
-    slot = ((b * num_heads + h) * R + rate) * splits + part
+    """Summary of one part of a head at every rate, each relative to its own column maximum.
+
+    The maxima come from a first pass over the part's keys, which the second then finds in cache: cheaper than to
+    reduce, compare and rescale at every tile. LEVELS are 1 and the rates in rising order; the i-th rate is resolution
+    ORDER[i].
+    """
+    b, h, part = place(tl.program_id(0), num_heads, splits)
     k_ptr += b * k_b + h.to(tl.int64) * k_h
     v_ptr += b * v_b + h.to(tl.int64) * v_h
     mask_ptr += b * mask_b
-    peak_ptr += slot * BLOCK_D
-    mass_ptr += slot * BLOCK_D
-    context_ptr += slot * BLOCK_D * BLOCK_D
-    beta = tl.load(beta_ptr + rate).to(COMPUTE)
     first, last = part * chunk, tl.minimum((part + 1) * chunk, length)
+    peaks = highest_logits(
+        k_ptr, k_n, mask_ptr, mask_n, beta_ptr, first, last, length,
+        LEVELS, ORDER, R, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
+    )  # fmt: skip
+    offset_n, offset_d = window_starts(1, BLOCK_N, PHASES), tl.arange(0, BLOCK_D)
+    masses, contexts = (), ()
+    for _r in tl.static_range(R):
+        masses = masses + (tl.zeros((BLOCK_D, ONES), COMPUTE),)
+        contexts = contexts + (tl.zeros((BLOCK_D, BLOCK_D), COMPUTE),)
+    for start in range(first, last, BLOCK_N):
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        sums = widened(k, BLOCK_D, COMPUTE, OPERAND, PRECISION)
+        v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        ones = tl.broadcast_to(tl.where(real, 1.0, 0.0).to(OPERAND)[:, None], (BLOCK_N, ONES))
+        new_masses, new_contexts = (), ()
+        for r in tl.static_range(R):
+            sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
+            count = window_counts(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
+            share = 1.0 / tl.maximum(count, 1).to(COMPUTE)
+            beta = tl.load(beta_ptr + ORDER[r]).to(COMPUTE)
+            none = tl.where(count > 0, 0.0, NEVER).to(COMPUTE)
+            logits = sums * (share * beta)[:, None] + none[:, None]
+            features = exponential(logits, peaks[r][None, :], PRECISION) * share[:, None]
+            spread = window_spread(features.to(OPERAND), LEVELS[r + 1], 1, BLOCK_N, BLOCK_D, PHASES)
+            context = contexts[r] + product(tl.trans(spread), v, COMPUTE, OPERAND, PRECISION)
+            if PRECISION == "ieee":  # by fewer and better sums than those of a product
+                mass = masses[r] + tl.sum(features * count.to(COMPUTE)[:, None], axis=0)[:, None]
+            else:  # of the weights as they were rounded
+                mass = masses[r] + product(tl.trans(spread), ones, COMPUTE, OPERAND, PRECISION)
+            new_masses, new_contexts = new_masses + (mass,), new_contexts + (context,)
+        masses, contexts = new_masses, new_contexts
     for r in tl.static_range(R):
-        if rate == r:
-            summarise_tiles(
-                k_ptr, k_n, v_ptr, v_n, mask_ptr, mask_n, beta, peak_ptr, mass_ptr, context_ptr, first, last, length,
-                RATES[r], HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE, OPERAND, PRECISION,
-            )  # fmt: skip
+        slot = ((b * num_heads + h) * R + ORDER[r]) * splits + part
+        tl.store(peak_ptr + slot * BLOCK_D + offset_d, peaks[r])
+        tl.store(mass_ptr + slot * BLOCK_D + offset_d, tl.max(masses[r], axis=1))  # the columns are equal
+        square = (slot * BLOCK_D + offset_d[:, None]) * BLOCK_D + offset_d[None, :]
+        tl.store(context_ptr + square, contexts[r])
 
 
 @triton.jit
@@ -140,27 +164,25 @@ def merge_summaries_kernel(
 
 @triton.jit
 def merge_gradients_kernel(
-    grad_context_slot_ptr, grad_mass_slot_ptr,  # slots (B·H, splits, R', …), R' ≥ R
+    grad_context_slot_ptr, shift_slot_ptr,  # slots (B·H, R, splits, …)
     context_ptr, mix_ptr,  # (B·H·R, D', D'); (H, D) weights of the output, with HAS_MIX
     grad_context_ptr, shift_ptr, grad_mix_ptr,  # (B·H·R, D', D'), (B·H·R, D'), (B·H, row blocks, D')
     splits, num_heads,
-    HAS_MIX: tl.constexpr, R: tl.constexpr, SLOT_R: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_MIX: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """dC, and dλ − ρ with ρ_l = dC_l · C_l, of ROWS features of one summary.
+    """dC, and what dk adds to v' dCᵀ, of ROWS features of one summary.
 
-    dC is rounded as the product that reads it will round it, so that ρ cancels against the rounded values. With
-    HAS_MIX the slots hold Aᵀ do of the unweighted do: the weights w enter here, and dw_d = Σ_l C_ld (Aᵀ do)_ld.
+    That is dλ_l − C_l · dC_l = −Σ_i A_il δ_i, because dL = A (do Cᵀ − δ) sums to C_l · dC_l − Σ_i A_il δ_i; it comes
+    summed, so that nothing cancels here. dC is rounded as the product that reads it will round it, and the shift with
+    it: what a value shares with C_l then drops out of (v' − C_l) · dC_l as it should. With HAS_MIX the slots hold Aᵀ do
+    of the unweighted do: the weights w enter here, and dw_d = Σ_l C_ld (Aᵀ do)_ld.
     """
     summary = tl.program_id(0).to(tl.int64)
     offset_s, offset_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    inside = (offset_s < splits)[:, None]
-    slot = ((summary // R) * splits + offset_s) * SLOT_R + summary % R
-    grad_mass = tl.sum(
-        tl.load(grad_mass_slot_ptr + slot[:, None] * BLOCK_D + row[None, :], mask=inside, other=0.0), axis=0
-    )
+    slot, inside = summary * splits + offset_s, (offset_s < splits)[:, None]
+    shift = tl.sum(tl.load(shift_slot_ptr + slot[:, None] * BLOCK_D + row[None, :], mask=inside, other=0.0), axis=0)
     position = (slot[:, None, None] * BLOCK_D + row[None, :, None]) * BLOCK_D + offset_d[None, None, :]
     grad_context = tl.sum(tl.load(grad_context_slot_ptr + position, mask=inside[:, :, None], other=0.0), axis=0)
     state = (summary * BLOCK_D + row[:, None]) * BLOCK_D + offset_d[None, :]
@@ -171,28 +193,16 @@ def merge_gradients_kernel(
         tl.store(grad_mix_ptr + block * BLOCK_D + offset_d, grad_mix)
         weight = tl.load(mix_ptr + (summary % num_heads) * HEAD_DIM + offset_d, mask=offset_d < HEAD_DIM, other=0.0)
         grad_context *= weight[None, :]
-    grad_context = grad_context.to(OPERAND).to(COMPUTE)
-    tl.store(grad_context_ptr + state, grad_context)
-    tl.store(shift_ptr + summary * BLOCK_D + row, grad_mass - tl.sum(grad_context * context, axis=1))
+    rounded = grad_context.to(OPERAND).to(COMPUTE)
+    tl.store(grad_context_ptr + state, rounded)
+    shift += tl.sum((grad_context - rounded) * context, axis=1)
+    tl.store(shift_ptr + summary * BLOCK_D + row, shift)
 
 
 @triton.jit
-def key_gradients(
-    k, v, weight, beta, peak, scale, grad_context, shift, RATE: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """dk and dv of a tile from one resolution: B = exp(ℓ − λ), dv' = B dC, dk' = β B (v' dCᵀ + dλ − ρ).
-
-    B is taken as exp(ℓ − peak) · scale: the rounding of a large λ would cost it digits. A token has its share of its
-    window's gradient, which is its weight in the mean.
-    """
-    fused = window_mean(k, weight, RATE, BLOCK_N, BLOCK_D)
-    feature = tl.exp(tl.minimum(beta * fused - peak[None, :], 0.0)) * scale[None, :]
-    reading = product(v, tl.trans(grad_context), COMPUTE, OPERAND, PRECISION)
-    reading = window_mean(reading, weight, RATE, BLOCK_N, BLOCK_D)
-    grad_k = beta * feature * (reading + shift[None, :])
-    grad_v = product(feature, grad_context, COMPUTE, OPERAND, PRECISION)
-    return grad_k * weight[:, None], grad_v * weight[:, None]
+def key_weights(logits, peak, scale, PRECISION: tl.constexpr):
+    """B = exp(ℓ − λ) as exp(ℓ − peak) · scale: the rounding of a large λ would cost it digits."""
+    return exponential(tl.minimum(logits, peak[None, :]), peak[None, :], PRECISION) * scale[None, :]
 
 
 @triton.jit
@@ -204,11 +214,14 @@ def keys_backward_kernel(
     grad_k_ptr, gk_b, gk_h, gk_n,
     grad_v_ptr, gv_b, gv_h, gv_n,
     length, num_heads, splits, chunk,
-    RATES: tl.constexpr, R: tl.constexpr, HAS_MASK: tl.constexpr,
+    LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of one part of a head; every element has one owner."""
+    """dk and dv of one part of a head; every element has one owner.
+
+    dv' = B dC, dk' = β B (v' dCᵀ + shift), and a token has 1/|w| of what its window has.
+    """
     b, h, part = place(tl.program_id(0), num_heads, splits)
     k_ptr += b * k_b + h.to(tl.int64) * k_h
     v_ptr += b * v_b + h.to(tl.int64) * v_h
@@ -216,27 +229,42 @@ def keys_backward_kernel(
     grad_v_ptr += b * gv_b + h.to(tl.int64) * gv_h
     mask_ptr += b * mask_b
     state = (b * num_heads + h) * R
-    offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    offset_n, offset_d = window_starts(1, BLOCK_N, PHASES), tl.arange(0, BLOCK_D)
     square = offset_d[:, None] * BLOCK_D + offset_d[None, :]
+    grad_contexts = ()
+    for r in tl.static_range(R):
+        grad_context = tl.load(grad_context_ptr + (state + ORDER[r]) * BLOCK_D * BLOCK_D + square)
+        grad_contexts = grad_contexts + (grad_context.to(OPERAND),)
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
-        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+        sums = widened(k, BLOCK_D, COMPUTE, OPERAND, PRECISION)
         v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        grad_k = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
         grad_v = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
+        parts = ()
         for r in tl.static_range(R):
-            weight = window_weights(real, RATES[r], BLOCK_N, COMPUTE)
-            beta = tl.load(beta_ptr + r).to(COMPUTE)
-            peak = tl.load(log_mass_ptr + ((state + r) * 3 + 1) * BLOCK_D + offset_d)
-            scale = tl.load(log_mass_ptr + ((state + r) * 3 + 2) * BLOCK_D + offset_d)
-            grad_context = tl.load(grad_context_ptr + (state + r) * BLOCK_D * BLOCK_D + square)
-            shift = tl.load(shift_ptr + (state + r) * BLOCK_D + offset_d)
-            from_k, from_v = key_gradients(
-                k, v, weight, beta, peak, scale, grad_context, shift, RATES[r], BLOCK_N, BLOCK_D,
-                COMPUTE, OPERAND, PRECISION,
-            )  # fmt: skip
-            grad_k += from_k
-            grad_v += from_v
+            summary = state + ORDER[r]
+            beta = tl.load(beta_ptr + ORDER[r]).to(COMPUTE)
+            peak = tl.load(log_mass_ptr + (summary * 3 + 1) * BLOCK_D + offset_d)
+            scale = tl.load(log_mass_ptr + (summary * 3 + 2) * BLOCK_D + offset_d)
+            shift = tl.load(shift_ptr + summary * BLOCK_D + offset_d)
+            sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
+            count = window_counts(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
+            share = 1.0 / tl.maximum(count, 1).to(COMPUTE)
+            weights = key_weights(sums * (share * beta)[:, None], peak, scale, PRECISION) * share[:, None]
+            reading = product(v, tl.trans(grad_contexts[r]), COMPUTE, OPERAND, PRECISION)
+            reading = window_sums(reading, 1, LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES) * share[:, None]
+            parts = parts + (beta * weights * (reading + shift[None, :]),)
+            weights = window_spread(weights.to(OPERAND), LEVELS[r + 1], 1, BLOCK_N, BLOCK_D, PHASES)
+            grad_v += product(weights, grad_contexts[r], COMPUTE, OPERAND, PRECISION)
+        grad_k = parts[R - 1]
+        for r in tl.static_range(R - 1):
+            grad_k = window_spread(grad_k, LEVELS[R - r], LEVELS[R - r - 1], BLOCK_N, BLOCK_D, PHASES)
+            grad_k += parts[R - r - 2]
+        grad_k = window_spread(grad_k, LEVELS[1], 1, BLOCK_N, BLOCK_D, PHASES)
+        if HAS_MASK:
+            grad_k = tl.where(real[:, None], grad_k, 0.0)
+            grad_v = tl.where(real[:, None], grad_v, 0.0)
         keep = start + offset_n < length
         store_rows(grad_k_ptr, gk_n, start, offset_n, keep, grad_k, HEAD_DIM, BLOCK_D)
         store_rows(grad_v_ptr, gv_n, start, offset_n, keep, grad_v, HEAD_DIM, BLOCK_D)
@@ -260,16 +288,15 @@ def summarise(
     batch, heads, length, dim = k.shape
     width, kinds, count = block_dim(dim), arithmetic(k.dtype), len(rates)
     options = dict(dtype=state_dtype(k.dtype), device=k.device)
-    config = SUMMARY[width].fit(rates)
-    splits, chunk = split(length, config.rows, batch * heads * count)
-    slots, summaries = batch * heads * count * splits, batch * heads * count
+    config = (SUMMARY if rates == (1,) else SUMMARY_RATES)[width].fit(rates)
+    splits, chunk = split(length, config.rows, batch * heads)
+    summaries, slots = batch * heads * count, batch * heads * count * splits
     peak, mass = torch.empty(slots, width, **options), torch.empty(slots, width, **options)
     partial = torch.empty(slots, width, width, **options)
-    summarise_kernel[(slots,)](
+    summarise_kernel[(batch * heads * splits,)](
         k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), beta, peak, mass, partial,
-        length, heads, splits, chunk,
-        RATES=rates, R=count, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
-        **kinds, **config.options,
+        length, heads, splits, chunk, **windows(rates, config),
+        HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, **kinds, **config.options,
     )  # fmt: skip
     context, log_mass = torch.empty(summaries, width, width, **options), torch.empty(summaries, 3, width, **options)
     rows = row_block(width)
@@ -282,23 +309,21 @@ def summarise(
 
 
 def merge_gradients(
-    grad_context: Tensor, grad_mass: Tensor, context: Tensor, mix: Tensor | None, shape: torch.Size,
-    dtype: torch.dtype, count: int,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """dC and dλ − ρ of every summary from slots (B·H, splits, R', D', D'), and the gradient of `mix` (H, D)."""
+    grad_context: Tensor, shift: Tensor, context: Tensor, mix: Tensor | None, shape: torch.Size, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dC and the shift of every summary from slots (B·H·R, splits, D', …), and the gradient of `mix` (H, D)."""
     batch, heads, _, dim = shape
-    _, splits, slot_count, width, _ = grad_context.shape
+    summaries, splits, width, _ = grad_context.shape
     kinds, rows = arithmetic(dtype), row_block(width)
-    merged, shift = torch.empty_like(context), context.new_empty(context.shape[:2])
+    merged, merged_shift = torch.empty_like(context), context.new_empty(context.shape[:2])
     grad_mix = context.new_empty(batch, heads, width // rows, width) if mix is not None else None
-    merge_gradients_kernel[(len(context), width // rows)](
-        grad_context, grad_mass, context, context if mix is None else mix,
-        merged, shift, merged if grad_mix is None else grad_mix, splits, heads,
-        HAS_MIX=mix is not None, R=count, SLOT_R=slot_count, HEAD_DIM=dim,
-        BLOCK_S=triton.next_power_of_2(splits), ROWS=rows, BLOCK_D=width,
+    merge_gradients_kernel[(summaries, width // rows)](
+        grad_context, shift, context, context if mix is None else mix,
+        merged, merged_shift, merged if grad_mix is None else grad_mix, splits, heads,
+        HAS_MIX=mix is not None, HEAD_DIM=dim, BLOCK_S=triton.next_power_of_2(splits), ROWS=rows, BLOCK_D=width,
         COMPUTE=kinds["COMPUTE"], OPERAND=kinds["OPERAND"], num_warps=4,
     )  # fmt: skip
-    return merged, shift, None if grad_mix is None else grad_mix.sum((0, 2))[:, :dim].contiguous()
+    return merged, merged_shift, None if grad_mix is None else grad_mix.sum((0, 2))[:, :dim].contiguous()
 
 
 def keys_backward(
@@ -313,8 +338,8 @@ def keys_backward(
     splits, chunk = split(length, config.rows, batch * heads)
     keys_backward_kernel[(batch * heads * splits,)](
         k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), beta, log_mass, grad_context, shift,
-        grad_k, *strides(grad_k), grad_v, *strides(grad_v), length, heads, splits, chunk,
-        RATES=rates, R=len(rates), HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
+        grad_k, *strides(grad_k), grad_v, *strides(grad_v), length, heads, splits, chunk, **windows(rates, config),
+        HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
         **arithmetic(k.dtype), **config.options,
     )  # fmt: skip
     return grad_k, grad_v

@@ -7,28 +7,98 @@ of sums of squares; the merge runs in float64.
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportPossiblyUnboundVariable=false
+# ruff: noqa: RUF005  (Triton's tuples grow by +; it knows no unpacking)
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import arithmetic, block_dim, mask_arguments, split, state_dtype, strides, unit_last_stride
-from kernels.common.tiles import load_rows, place, real_rows, window_mean, window_weights
+from kernels.common.launch import (
+    Config,
+    arithmetic,
+    block_dim,
+    mask_arguments,
+    split,
+    state_dtype,
+    strides,
+    unit_last_stride,
+)
+from kernels.common.tiles import load_rows, place, real_rows
 from kernels.lln.moments import SMALLEST_SPREAD
+from kernels.lln.triton_windows import window_counts, window_starts, window_sums, windows, windows_seen
+
+TILES = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 2)}
 
 SLOTS = 1024
 """Partials that the finishing program reads at once."""
 
 
 @triton.jit
-def tile_moments(x, keep, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr):
-    """Count, mean and Σ(x − mean)² of the rows of x that `keep` names; columns of padding hold zeros."""
-    count = tl.sum(tl.where(keep, 1.0, 0.0).to(COMPUTE)) * HEAD_DIM
-    mean = tl.sum(tl.where(keep[:, None], x, 0.0)) / tl.maximum(count, 1.0)
-    inside = keep[:, None] & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
-    centred = tl.where(inside, x - mean, 0.0)
-    return count, mean, tl.sum(centred * centred)
+def update(x, present, count, seen, shift, total, square, ROWS: tl.constexpr, GROUPS: tl.constexpr,
+           BLOCK_D: tl.constexpr):  # fmt: skip
+    """Count, shift s, Σ(x − s) and Σ(x − s)² of every position after one more tile x, zero where not `present`.
+
+    A position is a column of a row; rows apart by ROWS / GROUPS, `count` of them present, share it. Its shift is the
+    mean of the first tile that holds it, so that the sums do not cancel, and a tile costs a few operations an element
+    and no sum across threads.
+    """
+    count = count.to(x.dtype)
+    first = tl.sum(tl.reshape(x, (GROUPS, ROWS // GROUPS, BLOCK_D)), axis=0)
+    first *= (1.0 / tl.maximum(count, 1.0))[:, None]
+    shift = tl.where((seen > 0)[:, None], shift, first)
+    spread = tl.broadcast_to(shift[None, :, :], (GROUPS, ROWS // GROUPS, BLOCK_D))
+    delta = tl.where(present[:, None], x - tl.reshape(spread, (ROWS, BLOCK_D)), 0.0)
+    delta = tl.reshape(delta, (GROUPS, ROWS // GROUPS, BLOCK_D))
+    return seen + count, shift, total + tl.sum(delta, axis=0), square + tl.sum(delta * delta, axis=0)
+
+
+@triton.jit
+def store_moments(ptr, slots, seen, shift, total, square, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Count, mean and Σ(x − mean)² of one part from those of its positions; columns of padding hold zeros."""
+    part = total * (1.0 / tl.maximum(seen, 1.0))[:, None]
+    square -= total * part
+    count = tl.sum(seen) * HEAD_DIM
+    mean = tl.sum((shift + part) * seen[:, None]) / tl.maximum(count, 1.0)
+    inside = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
+    delta = tl.where(inside, shift + part - mean, 0.0)
+    tl.store(ptr, count)
+    tl.store(ptr + slots, mean)
+    tl.store(ptr + 2 * slots, tl.sum(square + delta * delta * seen[:, None]))
+
+
+@triton.jit
+def tensor_moments(
+    ptr, stride_n, mask_ptr, mask_n, slot_ptr, slots, first, last, length,
+    LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Moments of the tokens first … last of a head, fused at every rate; stream ORDER[i] is that of LEVELS[i + 1]."""
+    offset_n = window_starts(1, BLOCK_N, PHASES)
+    seen, shifts, totals, squares = (), (), (), ()
+    for r in tl.static_range(R):
+        zero = tl.zeros((BLOCK_N // max(LEVELS[r + 1], PHASES), BLOCK_D), COMPUTE)
+        seen = seen + (tl.zeros((BLOCK_N // max(LEVELS[r + 1], PHASES),), COMPUTE),)
+        shifts, totals, squares = shifts + (zero,), totals + (zero,), squares + (zero,)
+    for start in range(first, last, BLOCK_N):
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        sums = load_rows(ptr, stride_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+        new_seen, new_shifts, new_totals, new_squares = (), (), (), ()
+        for r in tl.static_range(R):
+            sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
+            tokens = window_counts(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
+            count = windows_seen(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
+            fused = sums * (1.0 / tl.maximum(tokens, 1).to(COMPUTE))[:, None]
+            n, shift, total, square = update(
+                fused, tokens > 0, count, seen[r], shifts[r], totals[r], squares[r],
+                BLOCK_N // LEVELS[r + 1], max(PHASES // LEVELS[r + 1], 1), BLOCK_D,
+            )  # fmt: skip
+            new_seen, new_shifts = new_seen + (n,), new_shifts + (shift,)
+            new_totals, new_squares = new_totals + (total,), new_squares + (square,)
+        seen, shifts, totals, squares = new_seen, new_shifts, new_totals, new_squares
+    for r in tl.static_range(R):
+        stream = slot_ptr + tl.cast(ORDER[r], tl.int64) * 3 * slots
+        store_moments(stream, slots, seen[r], shifts[r], totals[r], squares[r], HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -38,50 +108,26 @@ def partial_moments_kernel(
     mask_ptr, mask_b, mask_n,
     slot_ptr,  # (1 + R, 3, slots): q, then k at each rate
     length, num_heads, splits, chunk, slots,
-    RATES: tl.constexpr, R: tl.constexpr, STREAMS: tl.constexpr, HAS_MASK: tl.constexpr,
+    LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Moments of one part of a head: of its queries, and of its keys fused at every rate."""
+    """Moments of one part of a head: of its queries, or, in the second half of programs, of its keys at every rate."""
     pid = tl.program_id(0)
     b, h, part = place(pid, num_heads, splits)
-    q_ptr += b * q_b + h.to(tl.int64) * q_h
-    k_ptr += b * k_b + h.to(tl.int64) * k_h
     mask_ptr += b * mask_b
-    offset_n, stream = tl.arange(0, BLOCK_N), tl.arange(0, STREAMS)
-    count, mean, square = (tl.zeros((STREAMS,), COMPUTE), tl.zeros((STREAMS,), COMPUTE), tl.zeros((STREAMS,), COMPUTE))
-    for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
-        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
-        q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-        k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-        tile_count, tile_mean, tile_square = tile_moments(q, real, HEAD_DIM, BLOCK_D, COMPUTE)
-        new_count = tl.where(stream == 0, tile_count, 0.0)
-        new_mean = tl.where(stream == 0, tile_mean, 0.0)
-        new_square = tl.where(stream == 0, tile_square, 0.0)
-        for r in tl.static_range(R):
-            weight = window_weights(real, RATES[r], BLOCK_N, COMPUTE)
-            fused = window_mean(k, weight, RATES[r], BLOCK_N, BLOCK_D)
-            window = (weight > 0) if RATES[r] == 1 else _one_row_a_window(weight, RATES[r], BLOCK_N)
-            tile_count, tile_mean, tile_square = tile_moments(fused, window, HEAD_DIM, BLOCK_D, COMPUTE)
-            new_count = tl.where(stream == r + 1, tile_count, new_count)
-            new_mean = tl.where(stream == r + 1, tile_mean, new_mean)
-            new_square = tl.where(stream == r + 1, tile_square, new_square)
-        total = tl.maximum(count + new_count, 1.0)
-        delta = new_mean - mean
-        mean += delta * (new_count / total)
-        square += new_square + delta * delta * (count * new_count / total)
-        count += new_count
-    slot_ptr += stream.to(tl.int64) * 3 * slots + pid
-    tl.store(slot_ptr, count, mask=stream <= R)
-    tl.store(slot_ptr + slots, mean, mask=stream <= R)
-    tl.store(slot_ptr + 2 * slots, square, mask=stream <= R)
-
-
-@triton.jit
-def _one_row_a_window(weight, RATE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The first row of every window that holds a real token."""
-    windows = tl.reshape(weight, (BLOCK_N // RATE, RATE))
-    kept = tl.broadcast_to((tl.max(windows, axis=1) > 0)[:, None], (BLOCK_N // RATE, RATE))
-    return tl.reshape(kept, (BLOCK_N,)) & (tl.arange(0, BLOCK_N) % RATE == 0)
+    slot_ptr += pid
+    first, last = part * chunk, tl.minimum((part + 1) * chunk, length)
+    if tl.program_id(1) == 0:
+        tensor_moments(
+            q_ptr + b * q_b + h.to(tl.int64) * q_h, q_n, mask_ptr, mask_n, slot_ptr, slots, first, last, length,
+            (1, 1), (0,), 1, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
+        )  # fmt: skip
+    else:
+        tensor_moments(
+            k_ptr + b * k_b + h.to(tl.int64) * k_h, k_n, mask_ptr, mask_n, slot_ptr + 3 * tl.cast(slots, tl.int64),
+            slots, first, last, length,
+            LEVELS, ORDER, R, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -121,29 +167,31 @@ def match_moments_kernel(
     sigma_k = merged_spread(slot_ptr + (r + 1) * 3 * slots, slots, SMALLEST, BLOCK)
     product = sigma_q * sigma_k
     s = tl.sqrt((product * product - CONSTANT_B) / (2.0 * CONSTANT_A))
-    out_ptr += 4 * r
+    out_ptr += r
+    rates = tl.num_programs(0)
     kind = out_ptr.dtype.element_ty
     tl.store(out_ptr, sigma_q.to(kind))
-    tl.store(out_ptr + 1, sigma_k.to(kind))
-    tl.store(out_ptr + 2, (s / sigma_q).to(kind))
-    tl.store(out_ptr + 3, (s / sigma_k).to(kind))
+    tl.store(out_ptr + rates, sigma_k.to(kind))
+    tl.store(out_ptr + 2 * rates, (s / sigma_q).to(kind))
+    tl.store(out_ptr + 3 * rates, (s / sigma_k).to(kind))
 
 
 def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: float, b: float) -> Tensor:
-    """(R, 4): σ of the real queries, of the keys fused at each rate, and α, β for the constants (a, b)."""
+    """(4, R): σ of the real queries, of the keys fused at each rate, and α, β for the constants (a, b)."""
     q, k = unit_last_stride(q), unit_last_stride(k)
     batch, heads, length, dim = q.shape
-    tile = 128
-    splits, chunk = split(length, tile, batch * heads)
+    width = block_dim(dim)
+    config = TILES[width].fit(tuple(rates))
+    phases = max(1, config.rows // (8 * config.warps))  # rows of a tile that a thread holds where it loads
+    splits, chunk = split(length, config.rows, batch * heads)
     slots = batch * heads * splits
     partial = torch.empty(1 + len(rates), 3, slots, dtype=state_dtype(q.dtype), device=q.device)
-    out = torch.empty(len(rates), 4, dtype=state_dtype(q.dtype), device=q.device)
-    partial_moments_kernel[(slots,)](
+    out = torch.empty(4, len(rates), dtype=state_dtype(q.dtype), device=q.device)
+    partial_moments_kernel[(slots, 2)](
         q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q), partial,
-        length, heads, splits, chunk, slots,
-        RATES=tuple(rates), R=len(rates), STREAMS=triton.next_power_of_2(1 + len(rates)), HAS_MASK=key_mask is not None,
-        HEAD_DIM=dim, BLOCK_N=tile, BLOCK_D=block_dim(dim), COMPUTE=arithmetic(q.dtype)["COMPUTE"],
-        num_warps=4 if dim <= 64 else 8,
+        length, heads, splits, chunk, slots, **{**windows(tuple(rates), config), "PHASES": phases},
+        HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
+        COMPUTE=arithmetic(q.dtype)["COMPUTE"], **config.options,
     )  # fmt: skip
     match_moments_kernel[(len(rates),)](
         partial, out, slots, CONSTANT_A=a, CONSTANT_B=b, SMALLEST=SMALLEST_SPREAD, BLOCK=SLOTS, num_warps=8

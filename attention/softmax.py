@@ -2,30 +2,17 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention.base import Attention
 from attention.registry import register
 from kernels.common.layout import heads_last
 
-TILE = 128
-"""Tokens of a side of a tile that FlexAttention computes or skips."""
-
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool = False) -> Tensor:
-    """softmax(q kᵀ / √D) v over the real keys; arguments and result as in `attention.base.Attention`.
-
-    The fastest exact path of the device: PyTorch's SDPA, and with a key mask in a compiled model FlexAttention, which
-    skips tiles of padding (forward + backward of ListOps' shape on an H100: 0.36 ms; SDPA 0.87 with the mask and
-    0.56 without any).
-    """
+    """softmax(q kᵀ / √D) v over the real keys; arguments and result as in `attention.base.Attention`."""
     if key_mask is None:
         return heads_last(scaled_dot_product_attention(q, k, v, is_causal=causal))
-    head_dim = q.shape[-1]
-    if torch.compiler.is_compiling() and q.is_cuda and not causal and head_dim in (16, 32, 64, 128):
-        return heads_last(flex_attention(q, k, v, block_mask=tiles(key_mask)), key_mask)  # pyright: ignore[reportArgumentType]
     # A query that may see no key at all would give NaN: let it see something, its row is dropped below.
     visible = (key_mask | ~key_mask.any(-1, keepdim=True))[:, None, None, :]  # (B, 1, 1, N)
     if causal:
@@ -33,30 +20,6 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, 
         past = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
         visible = (visible & past) | torch.eye(length, dtype=torch.bool, device=q.device)
     return heads_last(scaled_dot_product_attention(q, k, v, attn_mask=visible), key_mask)
-
-
-def tiles(key_mask: Tensor) -> BlockMask:
-    """Which tiles of the attention matrix hold a real query and a real key, for a key mask (B, N).
-
-    Made from counts of tiles, O(B (N / TILE)²), where `create_block_mask` would look at every pair of tokens.
-    """
-    length = key_mask.shape[1]
-    tiled = functional.pad(key_mask, (0, -length % TILE)).unflatten(1, (-1, TILE))  # (B, tiles, TILE)
-    some, every = tiled.any(-1), tiled.all(-1)
-    computed = some[:, :, None] & some[:, None, :]  # (B, query tiles, key tiles)
-    return BlockMask.from_kv_blocks(
-        *_listed(computed & ~every[:, None, :]),
-        *_listed(computed & every[:, None, :]),
-        BLOCK_SIZE=TILE,
-        mask_mod=lambda b, h, i, j: key_mask[b, j],
-        seq_lengths=(length, length),
-    )
-
-
-def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of tiles: how many key tiles are chosen, and all key tiles, the chosen ones first."""
-    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
-    return chosen.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
 
 
 @register("softmax")

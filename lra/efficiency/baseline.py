@@ -1,7 +1,7 @@
 """The baseline: PyTorch's exact attention by the fastest path on this device and shape.
 
-That is one of the fused backends of `scaled_dot_product_attention`, or, with a padding mask, the registered `softmax`
-compiled, where FlexAttention skips tiles of padding.
+That is one of the fused backends of `scaled_dot_product_attention`, or, with a padding mask, FlexAttention over tiles,
+compiled.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention import Attention
-from attention.softmax import softmax_attention
+from lra.efficiency.tiled import tiled_attention
 
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -27,7 +27,7 @@ BACKENDS = {
 
 FLEX = "flex"
 RECOMPILATIONS = 256
-"""Shapes and gradient modes that one run compiles `softmax` for; torch.compile would give up after eight."""
+"""Shapes and gradient modes that one run compiles it for; torch.compile would give up after eight."""
 
 ANCHOR_SHAPE, ANCHOR_TOKENS, ANCHOR_DTYPE = (2, 32), 131_072, "bfloat16"
 ANCHORS = {"H100": {1024: 0.60, 4096: 2.04, 16384: 7.77}}
@@ -52,23 +52,23 @@ class SDPA(Attention):
             return scaled_dot_product_attention(q, k, v, attn_mask=visible)
 
 
-class CompiledSoftmax(Attention):
-    """The registered `softmax` in a compiled model, where a key mask leads it to FlexAttention."""
+class Tiled(Attention):
+    """softmax(q kᵀ / √D) v by compiled FlexAttention, which skips tiles of padding; only with a key mask."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         with torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS):
-            return _compiled_softmax()(q, k, v, key_mask)
+            return _compiled()(q, k, v, key_mask)
 
 
 @functools.cache
-def _compiled_softmax() -> Callable[..., Tensor]:
-    return torch.compile(softmax_attention, dynamic=False)
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(tiled_attention, dynamic=False)
 
 
 def build(name: str, num_heads: int, head_dim: int, max_length: int) -> Attention:
     """The exact attention `name`, one of `paths`."""
     if name == FLEX:
-        return CompiledSoftmax(num_heads, head_dim, max_length)
+        return Tiled(num_heads, head_dim, max_length)
     return SDPA(name, num_heads, head_dim, max_length)
 
 

@@ -5,12 +5,8 @@ import torch
 from inputs import padding, qkv
 from oracles.softmax import softmax_attention, softmax_weights
 from tolerance import assert_exact
-from torch.nn import functional
-from torch.nn.attention.flex_attention import flex_attention
 
 import attention
-from attention.softmax import softmax_attention as compiled_path
-from attention.softmax import tiles
 
 
 @pytest.mark.parametrize("kind", [None, "suffix", "scattered", "one", "empty"])
@@ -41,37 +37,3 @@ def test_gradients_stay_finite_where_the_real_logits_are_far_below_those_of_the_
     key_mask = torch.arange(8)[None] == (q @ k.transpose(-1, -2))[0, 0].sum(0).argmin()
     softmax_attention(q, k, v, key_mask).sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
-
-
-# ---------------------------------------------------------------------------------------- the path of compiled models
-
-
-@pytest.mark.parametrize("kind", ["suffix", "scattered", "one", "empty"])
-def test_tiles_hold_every_pair_of_real_tokens_and_skip_what_has_none(kind: str):
-    mask = padding(3, 300, kind=kind)
-    dense = tiles(mask).to_dense()[:, 0]
-    some = functional.pad(mask, (0, 84)).unflatten(1, (3, 128)).any(-1)
-    assert torch.equal(dense.bool(), some[:, :, None] & some[:, None, :])
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kind", ["suffix", "scattered", "one"])
-def test_attention_over_tiles_is_softmax(kind: str):
-    inputs, mask = qkv(3, 2, 300, 16), padding(3, 300, kind=kind)
-    out = flex_attention(*inputs, block_mask=tiles(mask))
-    wanted = softmax_attention(*inputs, mask)
-    assert_exact(out.transpose(1, 2)[mask], wanted.transpose(1, 2)[mask])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["suffix", "scattered", "one", "empty"])
-def test_a_compiled_model_computes_softmax_with_all_gradients(kind: str):
-    mask = padding(3, 300, kind=kind).cuda()
-    inputs = [x.float().cuda().requires_grad_() for x in qkv(3, 2, 300, 32)]
-    exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
-    out = torch.compile(compiled_path, dynamic=False, fullgraph=True)(*inputs, mask)
-    wanted = softmax_attention(*exact, mask.cpu())
-    gradients, others = (torch.autograd.grad(x.square().sum(), y) for x, y in ((out, inputs), (wanted, exact)))
-    for mine, other in zip((out, *gradients), (wanted, *others), strict=True):
-        torch.testing.assert_close(mine.double().cpu(), other, rtol=1e-4, atol=1e-5)

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from efficiency import H100, row_record
+from inputs import padding
 from torch import Tensor
 
 import attention
 from attention import Attention
-from attention.softmax import softmax_attention
-from lra.efficiency import baseline, picture, table, timing
+from lra.efficiency import baseline, picture, table, tiled, timing
 from lra.efficiency.calls import draw, inference, suffix_padding, training
 from lra.efficiency.cases import LENGTHS, Case, cases
 from lra.efficiency.check import check
@@ -204,10 +204,21 @@ def test_the_fastest_right_path_is_the_baseline_and_the_others_are_recorded(monk
     assert best.refused.keys() == {"refusing", "wrong"}
 
 
-def test_the_compiled_softmax_keeps_to_the_check(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(baseline, "_compiled_softmax", lambda: softmax_attention)
-    module = baseline.build("flex", 2, 32, 200)
-    assert check(module, build("softmax", 200), case("softmax", 200, masked=True), CPU).passed
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_attention_over_tiles_keeps_to_the_check(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(baseline, "_compiled", lambda: tiled.tiled_attention)
+    module, masked = baseline.build("flex", 2, 32, 200), case("softmax", 200, masked=True)
+    q, k, v, mask, _ = draw(masked, CPU, torch.float32)
+    inputs = (q.detach(), k.detach(), v.detach(), mask)
+    torch.testing.assert_close(module(*inputs), build("softmax", 200)(*inputs))
+
+
+@pytest.mark.parametrize("kind", ["suffix", "scattered", "one", "empty"])
+def test_tiles_hold_every_pair_of_real_tokens_and_skip_what_has_none(kind: str):
+    mask = padding(3, 300, kind=kind)
+    dense = tiled.tiles(mask).to_dense()[:, 0]
+    some = torch.nn.functional.pad(mask, (0, 84)).unflatten(1, (3, 128)).any(-1)
+    assert torch.equal(dense.bool(), some[:, :, None] & some[:, None, :])
 
 
 # Rows

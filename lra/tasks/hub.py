@@ -24,8 +24,10 @@ def missing(root: Path, repository: str) -> str:
     )
 
 
-def rows(root: Path, repository: str, split: str, image: str | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a split, in their order; column `image`, if named, as a PIL image.
+def rows(
+    root: Path, repository: str, split: str, columns: tuple[str, ...], image: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of a split, in their order, with a value in each of these columns; column `image` as a PIL image.
 
     From the files in the data folder if they are there, else from the hub; UserError if neither works.
     """
@@ -42,7 +44,11 @@ def rows(root: Path, repository: str, split: str, image: str | None = None) -> I
             loaded = datasets.load_dataset(repository, split=split)
         if image is not None:
             loaded = loaded.cast_column(image, datasets.Image())
-        yield from loaded  # pyright: ignore[reportReturnType]
+        for row in loaded:
+            assert isinstance(row, dict)
+            if empty := [column for column in columns if row.get(column) is None]:
+                raise UserError(f"{repository} has a row without {empty[0]} in {split}; it has {', '.join(row)}")
+            yield row
     except UserError:
         raise
     except Exception as error:  # of whatever library the hub's client uses today

@@ -126,7 +126,7 @@ def read(folder: Path, part: str) -> Images:
 
 def read_hub(root: Path, part: str) -> Images:
     """The same from the hub; UserError unless it has as many images."""
-    rows = list(hub.rows(root, REPOSITORY, part, image="image"))
+    rows = list(hub.rows(root, REPOSITORY, part, ("image", "label"), image="image"))
     expected = COUNTS["test"] if part == "test" else COUNTS["train"] + COUNTS["validation"]
     if len(rows) != expected:
         raise UserError(f"{REPOSITORY} has {len(rows)} images in {part}, expected {expected}")

@@ -7,7 +7,7 @@ THREADS := OMP_NUM_THREADS=1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-gpu lint clean
+.PHONY: help setup run data test test-all test-gpu lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ setup: $(INSTALLED)  ## build the environment in .venv/
 
 run: $(INSTALLED)  ## train AdaMRA on ListOps at the demo budget, from nothing to a leaderboard row
 	$(BIN)/python run.py attention=adamra task=listops budget=demo
+
+data: $(INSTALLED)  ## prepare what can be had without the internet, and list it
+	$(BIN)/python scripts/prepare.py
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	$(THREADS) $(BIN)/pytest -n auto -m 'not slow'

@@ -78,17 +78,17 @@ def prepare(name: str, config: configuration.Config, progress: bool) -> Outcome:
 
 
 def show(outcomes: Sequence[Outcome], console: Console) -> None:
-    """A table of what is there, and below it a line for what is not."""
+    """A table of what is there, digests cut to 16 digits, and below it a line for what is not."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("task", "source", "train", "validation", "test", "digest"):
         counted = column in tasks.SPLITS
-        table.add_column(column, justify="right" if counted else "left", no_wrap=column == "task", overflow="fold")
+        table.add_column(column, justify="right" if counted else "left", no_wrap=True)
     for outcome in outcomes:
         if outcome.data is None:
             table.add_row(outcome.task, Text("missing", style="bold red"))
             continue
         counts = [f"{outcome.data.counts[split]:,}" for split in tasks.SPLITS]
-        table.add_row(outcome.task, outcome.data.source, *counts, outcome.data.digest)
+        table.add_row(outcome.task, outcome.data.source, *counts, outcome.data.digest[:16])
     console.print(table)
     for outcome in outcomes:
         if outcome.data is None:

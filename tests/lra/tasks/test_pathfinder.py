@@ -23,6 +23,10 @@ IMAGES = {
 """sha256 over the tables that the generator reads, and over the first images of seed 0: pinned against libraries."""
 
 
+DIGEST = "a7452f2e922c9adf269cbd69b332bef13f1d7d39bbe934d70909aba47c7c46a0"
+"""Of `task=pathfinder` with its defaults, when generated. The README prints it."""
+
+
 @pytest.fixture(scope="module")
 def drawings():
     return [draw_image(32, 14, 0, index) for index in range(400)]
@@ -82,6 +86,13 @@ def test_no_image_occurs_in_two_splits(tmp_path):
     data = small().prepare(tmp_path, progress=False)
     rows = [tokens.tobytes() for split in data.splits.values() for tokens in split.tokens]
     assert len(set(rows)) == 180
+
+
+@pytest.mark.slow
+def test_the_default_data_has_the_published_digest(tmp_path):
+    data = tasks.build("pathfinder").prepare(tmp_path, progress=False)
+    assert data.counts == {"train": 160_000, "validation": 20_000, "test": 20_000}
+    assert data.digest == DIGEST
 
 
 # True

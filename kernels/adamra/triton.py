@@ -28,6 +28,9 @@ from kernels.lln.triton_keys import ONES, keys_backward, merge_gradients, summar
 QUERIES = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 1)}
 QUERIES_BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 8, 2), 64: Config(64, 8, 1), 128: Config(32, 16, 1)}
 
+WIDEST_HELD = tl.constexpr(64)
+"""Widest head whose contexts, of all resolutions, a program holds while it passes over tiles."""
+
 BALANCE_SLOTS = 256
 """Partials that the finishing program reads at once."""
 
@@ -116,7 +119,9 @@ def queries_kernel(
         router = load_vectors(router_ptr + h * R * HEAD_DIM, HEAD_DIM, R, HEAD_DIM, BLOCK_D, COMPUTE)
     alphas = load_scalars(alpha_ptr, R, COMPUTE)
     log_masses = load_vectors(log_mass_ptr + head * R * 3 * BLOCK_D, 3 * BLOCK_D, R, BLOCK_D, BLOCK_D, COMPUTE)
-    contexts, _ = load_contexts(context_ptr + head * R * BLOCK_D * BLOCK_D, R, BLOCK_D, OPERAND)
+    context_ptr += head * R * BLOCK_D * BLOCK_D
+    if BLOCK_D <= WIDEST_HELD:
+        contexts, _ = load_contexts(context_ptr, R, BLOCK_D, OPERAND)
     offset_n, offset_r = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_R)
     counts, probabilities = (), ()
     for _r in tl.static_range(R):
@@ -145,6 +150,8 @@ def queries_kernel(
             log_mass = tl.where((choice == r)[:, None], log_masses[r][None, :], log_mass)
         features, inverse = read_features(q, alpha[:, None], log_mass, PRECISION)
         features = features.to(OPERAND)
+        if BLOCK_D > WIDEST_HELD:
+            contexts, _ = load_contexts(context_ptr, R, BLOCK_D, OPERAND)
         out = product(features, contexts[0], COMPUTE, OPERAND, PRECISION)
         for r in tl.static_range(1, R):
             dense = product(features, contexts[r], COMPUTE, OPERAND, PRECISION)
@@ -231,7 +238,9 @@ def queries_backward_kernel(
         pulls = load_scalars(pull_ptr + h * BLOCK_R, R, COMPUTE)
     alphas = load_scalars(alpha_ptr, R, COMPUTE)
     log_masses = load_vectors(log_mass_ptr + head * R * 3 * BLOCK_D, 3 * BLOCK_D, R, BLOCK_D, BLOCK_D, COMPUTE)
-    contexts, rests = load_contexts(context_ptr + head * R * BLOCK_D * BLOCK_D, R, BLOCK_D, OPERAND)
+    context_ptr += head * R * BLOCK_D * BLOCK_D
+    if BLOCK_D <= WIDEST_HELD:
+        contexts, rests = load_contexts(context_ptr, R, BLOCK_D, OPERAND)
     offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     EXACT: tl.constexpr = ROUTED and SCALED
     COLUMNS: tl.constexpr = max(16, 2 * BLOCK_R)
@@ -261,6 +270,8 @@ def queries_backward_kernel(
         for r in tl.static_range(1, R):
             log_mass = tl.where((choice == r)[:, None], log_masses[r][None, :], log_mass)
         features, inverse = read_features(q, alpha[:, None], log_mass, PRECISION)
+        if BLOCK_D > WIDEST_HELD:
+            contexts, rests = load_contexts(context_ptr, R, BLOCK_D, OPERAND)
         reading = gradient_reading(grad, contexts[0], rests[0], EXACT, COMPUTE, OPERAND, PRECISION)
         for r in tl.static_range(1, R):
             dense = gradient_reading(grad, contexts[r], rests[r], EXACT, COMPUTE, OPERAND, PRECISION)

@@ -22,14 +22,11 @@ from torch import Tensor
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import exponential, load_rows, place, product, real_rows, store_rows, widened
 from kernels.lln.triton import read_features, two_columns
-from kernels.lln.triton_keys import ONES, keys_backward, merge_gradients, summarise
+from kernels.lln.triton_keys import ONES, WIDEST_HELD, keys_backward, merge_gradients, summarise
 
 # By padded head dimension.
-QUERIES = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 1)}
-QUERIES_BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 8, 2), 64: Config(64, 8, 1), 128: Config(32, 16, 1)}
-
-WIDEST_HELD = tl.constexpr(64)
-"""Widest head whose contexts, of all resolutions, a program holds while it passes over tiles."""
+QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(128, 8, 2), 128: Config(64, 8, 1)}
+QUERIES_BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 8, 1), 128: Config(32, 16, 1)}
 
 BALANCE_SLOTS = 256
 """Partials that the finishing program reads at once."""

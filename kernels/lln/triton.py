@@ -22,9 +22,9 @@ from kernels.common.tiles import NEVER, exponential, load_rows, place, product, 
 from kernels.lln.triton_keys import LOWEST, ONES, key_weights, keys_backward, merge_gradients, summarise
 
 # By padded head dimension. A tile with Diag holds whole blocks of D tokens, and rows² scores.
-QUERIES = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
-DIAG_QUERIES = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 4, 2), 128: Config(128, 8, 1)}
-QUERIES_BACKWARD = {16: Config(128, 4, 2), 32: Config(128, 8, 2), 64: Config(64, 8, 2), 128: Config(64, 8, 1)}
+QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2), 128: Config(64, 8, 2)}
+DIAG_QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2), 128: Config(128, 8, 1)}
+QUERIES_BACKWARD = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2), 128: Config(64, 8, 1)}
 BLOCKS_BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 8, 1), 128: Config(128, 16, 1)}
 
 TINY = tl.constexpr(1e-30)

@@ -26,15 +26,18 @@ from kernels.common.tiles import NEVER, exponential, load_rows, place, product, 
 from kernels.lln.triton_windows import window_counts, window_spread, window_starts, window_sums, windows
 
 # By padded head dimension. Fixed, never tuned at run time: a choice by length would re-tune in the middle of training.
-SUMMARY = {16: Config(256, 4, 2), 32: Config(256, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
-BACKWARD = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 1)}
+SUMMARY = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 2)}
+BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 1)}
 
 # The same at several rates.
-SUMMARY_RATES = {16: Config(256, 4, 2), 32: Config(256, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 16, 1)}
-BACKWARD_RATES = {16: Config(256, 8, 2), 32: Config(256, 8, 2), 64: Config(128, 8, 1), 128: Config(64, 16, 1)}
+SUMMARY_RATES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(128, 8, 2), 128: Config(64, 16, 1)}
+BACKWARD_RATES = {16: Config(64, 2, 2), 32: Config(64, 2, 2), 64: Config(128, 8, 1), 128: Config(64, 16, 1)}
 
 LOWEST = tl.constexpr(-1e29)
 """Running maximum before any real key: above NEVER, so that a padded key weighs exp(NEVER − LOWEST) = 0."""
+
+WIDEST_HELD = tl.constexpr(64)
+"""Widest head whose states, of all resolutions, a program holds while it passes over tiles."""
 
 ONES = tl.constexpr(16)
 """Columns of ones that sum the weights on the tensor cores: the fewest that a product takes."""
@@ -232,9 +235,10 @@ def keys_backward_kernel(
     offset_n, offset_d = window_starts(1, BLOCK_N, PHASES), tl.arange(0, BLOCK_D)
     square = offset_d[:, None] * BLOCK_D + offset_d[None, :]
     grad_contexts = ()
-    for r in tl.static_range(R):
-        grad_context = tl.load(grad_context_ptr + (state + ORDER[r]) * BLOCK_D * BLOCK_D + square)
-        grad_contexts = grad_contexts + (grad_context.to(OPERAND),)
+    if BLOCK_D <= WIDEST_HELD:
+        for r in tl.static_range(R):
+            grad_context = tl.load(grad_context_ptr + (state + ORDER[r]) * BLOCK_D * BLOCK_D + square)
+            grad_contexts = grad_contexts + (grad_context.to(OPERAND),)
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
@@ -252,11 +256,21 @@ def keys_backward_kernel(
             count = window_counts(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
             share = 1.0 / tl.maximum(count, 1).to(COMPUTE)
             weights = key_weights(sums * (share * beta)[:, None], peak, scale, PRECISION) * share[:, None]
-            reading = product(v, tl.trans(grad_contexts[r]), COMPUTE, OPERAND, PRECISION)
-            reading = window_sums(reading, 1, LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES) * share[:, None]
+            if BLOCK_D <= WIDEST_HELD:
+                grad_context = grad_contexts[r]
+            else:
+                grad_context = tl.load(grad_context_ptr + summary * BLOCK_D * BLOCK_D + square).to(OPERAND)
+            if PRECISION == "ieee":  # of fused values, as plain PyTorch: a sum of rounded products would be worse
+                fused = window_sums(v, 1, LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES) * share[:, None]
+                fused = window_spread(fused, LEVELS[r + 1], 1, BLOCK_N, BLOCK_D, PHASES)
+                reading = product(fused, tl.trans(grad_context), COMPUTE, OPERAND, PRECISION)
+                reading = window_sums(reading, 1, LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES, True)  # all are equal
+            else:
+                reading = product(v, tl.trans(grad_context), COMPUTE, OPERAND, PRECISION)
+                reading = window_sums(reading, 1, LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES) * share[:, None]
             parts = parts + (beta * weights * (reading + shift[None, :]),)
             weights = window_spread(weights.to(OPERAND), LEVELS[r + 1], 1, BLOCK_N, BLOCK_D, PHASES)
-            grad_v += product(weights, grad_contexts[r], COMPUTE, OPERAND, PRECISION)
+            grad_v += product(weights, grad_context, COMPUTE, OPERAND, PRECISION)
         grad_k = parts[R - 1]
         for r in tl.static_range(R - 1):
             grad_k = window_spread(grad_k, LEVELS[R - r], LEVELS[R - r - 1], BLOCK_N, BLOCK_D, PHASES)

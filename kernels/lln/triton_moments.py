@@ -28,7 +28,7 @@ from kernels.common.tiles import load_rows, place, real_rows
 from kernels.lln.moments import SMALLEST_SPREAD
 from kernels.lln.triton_windows import window_counts, window_starts, window_sums, windows, windows_seen
 
-TILES = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 2)}
+TILES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(128, 4, 2), 128: Config(64, 8, 2)}
 
 SLOTS = 1024
 """Partials that the finishing program reads at once."""

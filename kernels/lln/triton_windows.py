@@ -64,15 +64,18 @@ def windows_seen(
 
 @triton.jit
 def window_sums(
-    x, FROM: tl.constexpr, TO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PHASES: tl.constexpr
-):
-    """Rows of x, windows of FROM tokens, summed to windows of TO tokens."""
+    x, FROM: tl.constexpr, TO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PHASES: tl.constexpr,
+    HIGHEST: tl.constexpr = False,
+):  # fmt: skip
+    """Rows of x, windows of FROM tokens, summed to windows of TO tokens; with HIGHEST their largest instead."""
     MIDDLE: tl.constexpr = min(max(FROM, PHASES), TO)  # up to here windows are apart by whole groups of rows
     if FROM < MIDDLE:
         x = tl.reshape(x, (PHASES // MIDDLE, MIDDLE // FROM, BLOCK_N // PHASES, BLOCK_D))
-        x = tl.reshape(tl.sum(x, axis=1), (BLOCK_N // MIDDLE, BLOCK_D))
+        x = tl.max(x, axis=1) if HIGHEST else tl.sum(x, axis=1)
+        x = tl.reshape(x, (BLOCK_N // MIDDLE, BLOCK_D))
     if MIDDLE < TO:
-        x = tl.sum(tl.reshape(x, (BLOCK_N // TO, TO // MIDDLE, BLOCK_D)), axis=1)
+        x = tl.reshape(x, (BLOCK_N // TO, TO // MIDDLE, BLOCK_D))
+        x = tl.max(x, axis=1) if HIGHEST else tl.sum(x, axis=1)
     return x
 
 

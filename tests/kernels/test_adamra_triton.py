@@ -234,7 +234,9 @@ def test_large_bf16_call_repeats_every_bit_and_can_be_captured():
 
     def step() -> list[Tensor]:
         out = module(*inputs, mask)
-        return [out.detach(), *torch.autograd.grad(out.float().square().sum() + module.auxiliary_loss(), leaves)]
+        gradients = torch.autograd.grad(out.float().square().sum() + module.auxiliary_loss(), leaves)
+        module._auxiliary = None  # it would keep the graph, whose nodes belong to a stream that is not the capture's
+        return [out.detach(), *gradients]
 
     first, second = step(), step()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -1,5 +1,7 @@
 """Combiner's launches as operators, and their gradient."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from kernels.combiner import triton, triton_axial, triton_backward, triton_logsp
 from kernels.common.launch import unit_last_stride
 from kernels.common.ops import register_op
 
-PATTERNS = {
+PATTERNS: dict[str, tuple[Callable, Callable, Callable]] = {
     "fixed": (triton.allocate, triton.forward, triton_backward.backward),
     "logsparse": (triton_logsparse.allocate, triton_logsparse.forward, triton_logsparse.backward),
     "axial": (triton_axial.allocate, triton_axial.forward, triton_axial.backward),
@@ -18,23 +20,20 @@ PATTERNS = {
 def _run_forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, pattern: str, span: int, causal: bool, include_own: bool
 ) -> list[Tensor]:
-    _, run, _ = PATTERNS[pattern]
-    return run(q, k, v, key_mask, span, causal, include_own)
+    return PATTERNS[pattern][1](q, k, v, key_mask, span, causal, include_own)
 
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, pattern: str, span: int, *_: object
 ) -> list[Tensor]:
-    allocate, _, _ = PATTERNS[pattern]
-    return allocate(q, span)
+    return PATTERNS[pattern][0](q, span)
 
 
 def _run_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, state: list[Tensor],
     pattern: str, span: int, causal: bool, include_own: bool,
 ) -> list[Tensor]:  # fmt: skip
-    _, _, run = PATTERNS[pattern]
-    return run(grad, q, k, v, key_mask, state, span, causal, include_own)
+    return PATTERNS[pattern][2](grad, q, k, v, key_mask, state, span, causal, include_own)
 
 
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> list[Tensor]:

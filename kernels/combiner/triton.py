@@ -18,7 +18,6 @@ cache. Logits are in units of log 2; visibility is a bias by column, which costs
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

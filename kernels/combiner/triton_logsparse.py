@@ -1,35 +1,43 @@
 """Combiner-Logsparse in Triton, causal and bidirectional: every query sees the siblings of its ancestors in a tree.
 
 A tile of T = 2ᵗ tokens is a subtree that one program holds in registers: the levels below t need no memory and no
-matrix product, since a query sees one node a level. The tiles are the leaves of an upper tree in heap order (node u has
-the children 2u and 2u + 1, tile i is the leaf P + i), whose k̂, h, q̂ lie in memory, O(N / T) of them:
+matrix product, since a query sees one node a level. The tiles are the leaves of an upper tree (`triton_tree`), whose
+k̂, h, q̂ lie in memory, O(N / T) of them:
 
 forward   leaves (2 touches of one (B, H, N, D) tensor: q, k), pooling; shares (2: k, v), merging; queries (4)
 backward  gradients of upper k̂ and h (3: q, out, do), merging; of upper q̂ (2: k, v), merging; everything else (7)
-
-Sums over the tiles of a node go through slots, added in fixed order.
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportPossiblyUnboundVariable=false
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.combiner.triton import LOG2E, pool
+from kernels.combiner.triton import LOG2E
+from kernels.combiner.triton_tree import (
+    Tree,
+    ancestor,
+    asking_gradients_kernel,
+    leaves_kernel,
+    merge_gradients_kernel,
+    merge_shares_kernel,
+    pool_kernel,
+    shares_kernel,
+    upper_gradients_kernel,
+    upper_sibling,
+)
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
 from kernels.common.tiles import NEVER, load_rows, place, real_rows, store_rows
 
-SLOTS = tl.constexpr(32)
-"""Tiles that a program of the upper tree reads at once."""
+TILE = 64
+"""Tokens of a tile."""
 
-
-# ------------------------------------------------------------------------------------------- levels below that of a tile
+WARPS = {16: 2, 32: 4, 64: 4, 128: 8}
+"""By padded head dimension."""
 
 
 @triton.jit
@@ -150,169 +158,6 @@ def level_gradients(
     return grad_q, grad_k, share[:, None] * grad_value
 
 
-# ------------------------------------------------------------------------------------------------------- the upper tree
-
-
-@triton.jit
-def level_of(node, leaves, levels):
-    """Levels between a node and the leaves below it."""
-    level = 0
-    for e in range(1, levels + 1):
-        level += tl.where((node << e) < 2 * leaves, 1, 0)
-    return level
-
-
-@triton.jit
-def leaves_kernel(
-    q_ptr, q_b, q_h, q_n,
-    k_ptr, k_b, k_h, k_n,
-    mask_ptr, mask_b, mask_n,
-    pooled_ptr, count_ptr, bias_ptr,  # q̂, k̂ (2, B·H, 2P, D'), rows that hold them (the same), bias (B·H, 2P)
-    length, num_heads, leaves, plane,
-    HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """q̂ and k̂ of one tile; also of those behind the end, which hold no token."""
-    b, h, tile = place(tl.program_id(0), num_heads, leaves)
-    wide_h, start = h.to(tl.int64), tile * BLOCK_N
-    offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK)
-    q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    node = (b * num_heads + h) * 2 * leaves + leaves + tile
-    asking, asking_share = pool(q, real, COMPUTE)
-    key, key_share = pool(k, real, COMPUTE)
-    tl.store(pooled_ptr + node * BLOCK_D + offset_d, asking)
-    tl.store(pooled_ptr + plane + node * BLOCK_D + offset_d, key)
-    tl.store(count_ptr + node * BLOCK_D + offset_d, 1.0 / asking_share)
-    tl.store(count_ptr + plane + node * BLOCK_D + offset_d, 1.0 / key_share)
-    some = tl.max(real.to(tl.int32), axis=0)
-    tl.store(bias_ptr + node, tl.where(some > 0, 0.0, NEVER))
-
-
-@triton.jit
-def pool_kernel(
-    pooled_ptr, count_ptr, bias_ptr, leaves, levels, nodes, plane,
-    BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """q̂ (program_id(1) = 0) or k̂ (1) of one inner node of the upper tree, from its leaves."""
-    node = 1 + tl.program_id(0) % (leaves - 1)
-    base = (tl.program_id(0) // (leaves - 1)).to(tl.int64) * nodes
-    level = level_of(node, leaves, levels)
-    offset_s, offset_d = tl.arange(0, SLOTS), tl.arange(0, BLOCK_D)
-    pooled_ptr += tl.program_id(1) * plane + base * BLOCK_D
-    count_ptr += tl.program_id(1) * plane + base * BLOCK_D
-    bias_ptr += base
-    highest, count = tl.full((BLOCK_D,), float("-inf"), COMPUTE), tl.zeros((BLOCK_D,), COMPUTE)
-    for first in range(node << level, (node + 1) << level, SLOTS):
-        leaf = first + offset_s
-        inside = leaf < ((node + 1) << level)
-        exists = inside & (tl.load(bias_ptr + leaf, mask=inside, other=NEVER) == 0)
-        position = leaf[:, None] * BLOCK_D + offset_d[None, :]
-        x = tl.load(pooled_ptr + position, mask=exists[:, None], other=float("-inf"))
-        held = tl.load(count_ptr + position, mask=exists[:, None], other=0.0)
-        higher = tl.maximum(highest, tl.max(x, axis=0))
-        count = tl.where(highest == higher, count, 0.0) + tl.sum(tl.where(x == higher[None, :], held, 0.0), axis=0)
-        highest = higher
-    some = tl.max(highest, axis=0) > float("-inf")
-    tl.store(pooled_ptr + node * BLOCK_D + offset_d, tl.where(some, highest, 0.0))
-    tl.store(count_ptr + node * BLOCK_D + offset_d, tl.maximum(count, 1.0))
-    tl.store(bias_ptr + node, tl.where(some, 0.0, NEVER))
-
-
-@triton.jit
-def shares_kernel(
-    k_ptr, k_b, k_h, k_n,
-    v_ptr, v_b, v_h, v_n,
-    mask_ptr, mask_b, mask_n,
-    pooled_ptr, peak_ptr, mass_ptr, value_ptr,  # q̂; slots (B·H, tiles, levels), with D'
-    length, num_heads, tiles, leaves, levels,
-    HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """What one tile has in the softmax of every ancestor, itself the first."""
-    b, h, tile = place(tl.program_id(0), num_heads, tiles)
-    wide_h, head, start = h.to(tl.int64), b * num_heads + h, tile * BLOCK_N
-    offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK)
-    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    for e in range(levels):
-        node = (leaves + tile) >> e
-        asking = tl.load(pooled_ptr + (head * 2 * leaves + node) * BLOCK_D + offset_d)
-        logits = tl.where(real, tl.sum(k * asking[None, :], axis=1) * (HEAD_DIM**-0.5 * LOG2E), NEVER)
-        peak = tl.max(logits, axis=0)
-        weights = tl.where(real, tl.exp2(logits - peak), 0.0)
-        slot = (head * tiles + tile) * levels + e
-        tl.store(peak_ptr + slot, peak)
-        tl.store(mass_ptr + slot, tl.sum(weights, axis=0))
-        tl.store(value_ptr + slot * BLOCK_D + offset_d, tl.sum(weights[:, None] * v, axis=0))
-
-
-@triton.jit
-def merge_shares_kernel(
-    peak_ptr, mass_ptr, slot_ptr, value_ptr, norm_ptr,  # slots (B·H, tiles, levels); h (B·H, 2P, D'), norm (B·H, 2P)
-    tiles, leaves, levels, nodes,
-    BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """h and the log₂ of the normaliser of one node below the root, from its tiles."""
-    node = 2 + tl.program_id(0) % (nodes - 2)
-    head = (tl.program_id(0) // (nodes - 2)).to(tl.int64)
-    level = level_of(node, leaves, levels)
-    offset_s, offset_d = tl.arange(0, SLOTS), tl.arange(0, BLOCK_D)
-    peak, mass, value = tl.full((), NEVER, COMPUTE), tl.full((), 0.0, COMPUTE), tl.zeros((BLOCK_D,), COMPUTE)
-    last = tl.minimum(((node + 1) << level) - leaves, tiles)
-    for first in range((node << level) - leaves, last, SLOTS):
-        inside = first + offset_s < last
-        slot = (head * tiles + first + offset_s) * levels + level
-        peaks = tl.load(peak_ptr + slot, mask=inside, other=NEVER)
-        masses = tl.load(mass_ptr + slot, mask=inside, other=0.0)
-        values = tl.load(slot_ptr + slot[:, None] * BLOCK_D + offset_d[None, :], mask=inside[:, None], other=0.0)
-        higher = tl.maximum(peak, tl.max(peaks, axis=0))
-        weights, share = tl.exp2(peaks - higher), tl.exp2(peak - higher)
-        mass = mass * share + tl.sum(weights * masses, axis=0)
-        value = value * share + tl.sum(weights[:, None] * values, axis=0)
-        peak = higher
-    some = mass > 0
-    mass = tl.where(some, mass, 1.0)
-    tl.store(value_ptr + (head * nodes + node) * BLOCK_D + offset_d, tl.where(some, value / mass, 0.0))
-    tl.store(norm_ptr + head * nodes + node, tl.where(some, peak + tl.log2(mass), -NEVER))
-
-
-@triton.jit
-def merge_gradients_kernel(
-    slot_ptr, count_ptr, out_ptr, tiles, leaves, levels, nodes,  # slots (B·H, tiles, levels, D'); (B·H, 2P, D')
-    SIBLING: tl.constexpr, SHARED: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """Sum of one node's slots over its tiles or, with SIBLING, its sibling's; SHARED divides it among ties."""
-    node = 2 + tl.program_id(0) % (nodes - 2)
-    head = (tl.program_id(0) // (nodes - 2)).to(tl.int64)
-    level = level_of(node, leaves, levels)
-    source = (node ^ 1) if SIBLING else node
-    offset_s, offset_d = tl.arange(0, SLOTS), tl.arange(0, BLOCK_D)
-    grad = tl.zeros((BLOCK_D,), COMPUTE)
-    last = tl.minimum(((source + 1) << level) - leaves, tiles)
-    for first in range((source << level) - leaves, last, SLOTS):
-        slot = (head * tiles + first + offset_s) * levels + level
-        position = slot[:, None] * BLOCK_D + offset_d[None, :]
-        grad += tl.sum(tl.load(slot_ptr + position, mask=(first + offset_s < last)[:, None], other=0.0), axis=0)
-    at = (head * nodes + node) * BLOCK_D + offset_d
-    if SHARED:
-        grad = grad / tl.load(count_ptr + at)
-    tl.store(out_ptr + at, grad)
-
-
-@triton.jit
-def upper_sibling(node, bias_ptr, CAUSAL: tl.constexpr):
-    """The sibling of a node and the bias with which the queries below the node see it."""
-    other = node ^ 1
-    bias = tl.load(bias_ptr + other)
-    if CAUSAL:
-        bias = tl.where(other < node, bias, NEVER)
-    return other, bias
-
-
-# --------------------------------------------------------------------------------------------------------------- tokens
-
-
 @triton.jit
 def queries_kernel(
     q_ptr, q_b, q_h, q_n,
@@ -352,82 +197,6 @@ def queries_kernel(
     store_rows(out_ptr + b * out_b + wide_h * out_h, out_n, start, row, keep, out, HEAD_DIM, BLOCK_D)
     norm = tl.where(real, peak + tl.log2(mass), -NEVER)
     tl.store(norm_ptr + head * length + start + row, norm, mask=keep)
-
-
-@triton.jit
-def upper_gradients_kernel(
-    q_ptr, q_b, q_h, q_n,
-    out_ptr, out_b, out_h, out_n,
-    grad_ptr, grad_b, grad_h, grad_n,
-    mask_ptr, mask_b, mask_n,
-    pooled_ptr, value_ptr, bias_ptr,  # k̂, h (B·H, 2P, D'), bias (B·H, 2P)
-    norm_ptr, delta_ptr,  # (B·H, N)
-    grad_key_ptr, grad_value_ptr,  # slots (B·H, tiles, levels, D')
-    length, num_heads, tiles, leaves, levels,
-    CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """δ of one tile of queries, and what they pass to k̂ / τ and h of the siblings of every ancestor."""
-    b, h, tile = place(tl.program_id(0), num_heads, tiles)
-    wide_h, head, start = h.to(tl.int64), b * num_heads + h, tile * BLOCK_N
-    row, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    real, keep = real_rows(mask_ptr + b * mask_b, mask_n, start, length, row, HAS_MASK), start + row < length
-    q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    out = load_rows(out_ptr + b * out_b + wide_h * out_h, out_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    norm = tl.load(norm_ptr + head * length + start + row, mask=keep, other=-NEVER)
-    delta = tl.sum(grad * out, axis=1)
-    tl.store(delta_ptr + head * length + start + row, delta, mask=keep)
-    base = head * 2 * leaves
-    for e in range(levels):
-        other, bias = upper_sibling((leaves + tile) >> e, bias_ptr + base, CAUSAL)
-        key = tl.load(pooled_ptr + (base + other) * BLOCK_D + offset_d)
-        value = tl.load(value_ptr + (base + other) * BLOCK_D + offset_d)
-        weight = tl.exp2(tl.sum(q * key[None, :], axis=1) * (HEAD_DIM**-0.5 * LOG2E) + bias - norm)
-        grad_logits = weight * (tl.sum(grad * value[None, :], axis=1) - delta)
-        slot = ((head * tiles + tile) * levels + e) * BLOCK_D + offset_d
-        tl.store(grad_key_ptr + slot, tl.sum(grad_logits[:, None] * q, axis=0))
-        tl.store(grad_value_ptr + slot, tl.sum(weight[:, None] * grad, axis=0))
-
-
-@triton.jit
-def ancestor(
-    k, v, real, base, node, pooled_ptr, value_ptr, norm_ptr, grad_value_ptr, BLOCK_D: tl.constexpr, SCALE: tl.constexpr,
-):  # fmt: skip
-    """q̂ and dh of a node, and for the rows of one of its tiles their shares a_j and ds_j / τ."""
-    at = (base + node) * BLOCK_D + tl.arange(0, BLOCK_D)
-    asking, grad_value = tl.load(pooled_ptr + at), tl.load(grad_value_ptr + at)
-    inner = tl.sum(grad_value * tl.load(value_ptr + at), axis=0)
-    logits = tl.where(real, tl.sum(k * asking[None, :], axis=1) * SCALE, NEVER)
-    share = tl.exp2(logits - tl.load(norm_ptr + base + node))
-    return asking, grad_value, share, share * (tl.sum(v * grad_value[None, :], axis=1) - inner)
-
-
-@triton.jit
-def asking_gradients_kernel(
-    k_ptr, k_b, k_h, k_n,
-    v_ptr, v_b, v_h, v_n,
-    mask_ptr, mask_b, mask_n,
-    pooled_ptr, value_ptr, norm_ptr, grad_value_ptr,  # q̂, h, norm, dh (B·H, 2P, D') or without D'
-    slot_ptr,  # (B·H, tiles, levels, D')
-    length, num_heads, tiles, leaves, levels,
-    HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """What one tile of keys passes to q̂ / τ of every ancestor."""
-    b, h, tile = place(tl.program_id(0), num_heads, tiles)
-    wide_h, head, start = h.to(tl.int64), b * num_heads + h, tile * BLOCK_N
-    row, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, row, HAS_MASK)
-    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    base = head * 2 * leaves
-    for e in range(levels):
-        _, _, _, grad_share = ancestor(
-            k, v, real, base, (leaves + tile) >> e, pooled_ptr, value_ptr, norm_ptr, grad_value_ptr,
-            BLOCK_D, HEAD_DIM**-0.5 * LOG2E,
-        )  # fmt: skip
-        slot = ((head * tiles + tile) * levels + e) * BLOCK_D + offset_d
-        tl.store(slot_ptr + slot, tl.sum(grad_share[:, None] * k, axis=0))
 
 
 @triton.jit
@@ -499,33 +268,13 @@ def tokens_backward_kernel(
 # ------------------------------------------------------------------------------------------------------------ launches
 
 
-TILE = 64
-WARPS = {16: 2, 32: 4, 64: 4, 128: 8}
-"""By padded head dimension."""
-
-
-class Tree(NamedTuple):
-    """Tiles of a sequence, leaves of the upper tree (a power of two), levels below its root, nodes with the unused 0."""
-
-    tiles: int
-    leaves: int
-    levels: int
-    nodes: int
-
-    @classmethod
-    def over(cls, length: int) -> "Tree":
-        tiles = triton.cdiv(length, TILE)
-        leaves = triton.next_power_of_2(tiles)
-        return cls(tiles, leaves, leaves.bit_length() - 1, 2 * leaves)
-
-
 def allocate(q: Tensor, span: int) -> list[Tensor]:
     """Output (B, H, N, D), laid out as (B, N, H, D), and what the backward pass reads of the call.
 
     norm (B·H, N), q̂ and k̂ and the rows that hold them (2, B·H, 2P, D'), h (B·H, 2P, D'), bias and norm (B·H, 2P)
     """
     batch, heads, length, dim = q.shape
-    width, nodes, dtype = block_dim(dim), Tree.over(length).nodes, state_dtype(q.dtype)
+    width, nodes, dtype = block_dim(dim), Tree.over(length, TILE).nodes, state_dtype(q.dtype)
     return [
         q.new_empty(batch, length, heads, dim).transpose(1, 2),
         q.new_empty(batch * heads, length, dtype=dtype),
@@ -549,7 +298,7 @@ def forward(
     """What `allocate` names; `span` and `include_own` have no meaning here."""
     batch, heads, length, _ = q.shape
     out, norm, pooled, count, value, bias, value_norm = state = allocate(q, span)
-    tree, sequences, flags = Tree.over(length), batch * heads, _constants(q, key_mask)
+    tree, sequences, flags = Tree.over(length, TILE), batch * heads, _constants(q, key_mask)
     tiles, leaves, levels, nodes = tree
     mask, width, plane = mask_arguments(key_mask, q), block_dim(q.shape[-1]), pooled.stride(0)
     if levels > 0:
@@ -581,7 +330,7 @@ def backward(
     """dq, dk, dv in the layout of q, k, v."""
     batch, heads, length, _ = q.shape
     out, norm, pooled, count, value, bias, value_norm = state
-    tree, sequences, flags = Tree.over(length), batch * heads, _constants(q, key_mask)
+    tree, sequences, flags = Tree.over(length, TILE), batch * heads, _constants(q, key_mask)
     tiles, leaves, levels, nodes = tree
     mask, width = mask_arguments(key_mask, q), block_dim(q.shape[-1])
     delta = torch.empty_like(norm)

@@ -51,7 +51,7 @@ def test_autocast_changes_nothing(name):
         ({"pattern": "diagonal"}, r"attention\.pattern=diagonal"),
         ({"segment_length": -1}, r"attention\.segment_length=-1"),
         ({"include_own_span": True, "causal": True}, r"attention\.include_own_span=True"),
-        ({"impl": "triton"}, r"attention\.impl=triton"),
+        ({"impl": "triton", "pattern": "axial_vertical"}, r"attention\.impl=triton of combiner has pattern=.+"),
         ({"block_size": 3}, r"attention\.block_size is not an option of combiner"),
     ],
 )

@@ -236,7 +236,7 @@ def test_half_precision_is_computed_in_float32(pattern, dtype):
         ({"include_own_span": True, "causal": True}, r"attention\.include_own_span=True is refused with causal=True"),
         ({"include_own_span": True, "pattern": "logsparse"}, r"not defined for pattern=logsparse"),
         ({"include_own_span": True, "pattern": "axial_vertical"}, r"not defined for pattern=axial_vertical"),
-        ({"impl": "triton"}, r"attention\.impl=triton is not available"),
+        ({"impl": "cuda"}, r"attention\.impl=cuda is not available"),
     ],
 )
 def test_bad_options_end_in_one_line(bad, message):

@@ -149,6 +149,9 @@ def attend_kernel(
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
     offset_n, offset_m, region = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_G)
     start = span * SPAN
+    if ONE_BLOCK:  # asked for first: no load waits behind a barrier
+        key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, 0, spans, BLOCK_G, BLOCK_D, COMPUTE)
+        hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
     real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK) & (offset_n < SPAN)
     k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
     v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
@@ -162,8 +165,6 @@ def attend_kernel(
             own = tl.where(offset_n[None, :] <= row + offset_m[:, None], own, NEVER)
         peak = tl.max(own, axis=1)
         if ONE_BLOCK:
-            key, value, bias = load_summaries(key_ptr, value_ptr, bias_ptr, 0, spans, BLOCK_G, BLOCK_D, COMPUTE)
-            hidden = visible(bias, region, span, CAUSAL, INCLUDE_OWN)
             others = product(q, tl.trans(key), COMPUTE, OPERAND, PRECISION) * SCALE + hidden[None, :]
             peak = tl.maximum(peak, tl.max(others, axis=1))
             weights, far = tl.exp2(own - peak[:, None]), tl.exp2(others - peak[:, None])

@@ -42,7 +42,6 @@ PAIRS = 2048
 """Pairs that one program of another selection pass takes at once."""
 
 SCORE_ROWS, SCORE_CHUNK = 16, 128
-COARSE_ROWS, COARSE_CHUNK = 32, 32
 
 
 class Selection(NamedTuple):
@@ -311,7 +310,7 @@ def finish_kernel(
     num_blocks, side, tiles, budget,
     GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Bits and lists of ROWS block rows; the scores of refined pairs become −inf."""
+    """Bits and lists of ROWS block rows."""
     head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     x = tile * ROWS + tl.arange(0, ROWS)
     row, words = head * side + x, side // 32
@@ -331,8 +330,6 @@ def finish_kernel(
         place_in_row = chosen_seen[:, None] + tl.cumsum(chosen, axis=1) - 1
         target = listed_ptr + head * budget + begin[:, None] + place_in_row
         tl.store(target, tl.broadcast_to(y[None, :], (ROWS, CHUNK)), mask=chosen > 0)
-        refined = tl.full((ROWS, CHUNK), -float("inf"), score_ptr.dtype.element_ty)
-        tl.store(score_ptr + row[:, None] * side + y[None, :], refined, mask=chosen > 0)
         tied_seen += tl.sum(tied, axis=1)
         chosen_seen += tl.sum(chosen, axis=1)
 
@@ -345,24 +342,25 @@ def finish_kernel(
 
 @triton.jit
 def coarse_sums_kernel(
-    score_ptr, count_ptr, mean_v_ptr, peak_ptr, mass_ptr, sum_ptr, side, tiles,
-    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    score_ptr, count_ptr, bits_ptr, mean_v_ptr, peak_ptr, mass_ptr, sum_ptr, words,
+    BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What the unrefined pairs of ROWS block rows add to the output.
+    """What the unrefined pairs of 32 block rows add to the output.
 
     peak = log₂ max e^S, mass = Σ c_y e^S / 2^peak, sum = Σ c_y e^S v̄_y / 2^peak, all over y not refined.
     """
-    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    row = head * side + tile * ROWS + tl.arange(0, ROWS)
-    peak, mass = tl.full((ROWS,), NEVER, COMPUTE), tl.zeros((ROWS,), COMPUTE)
-    total = tl.zeros((ROWS, BLOCK_D), COMPUTE)
-    for first in range(0, side, CHUNK):
-        y = first + tl.arange(0, CHUNK)
-        score = tl.load(score_ptr + row[:, None] * side + y[None, :])
-        count = tl.load(count_ptr + head * side + y)
-        mean_v = load_means(mean_v_ptr, head * side + y, BLOCK_D)
-        logits = tl.where((count > 0)[None, :], score * LOG2E, -float("inf"))
+    head, tile = (tl.program_id(0) // words).to(tl.int64), tl.program_id(0) % words
+    offset, first = tl.arange(0, 32), head * words * 32
+    row = first + tile * 32 + offset
+    peak, mass = tl.full((32,), NEVER, COMPUTE), tl.zeros((32,), COMPUTE)
+    total = tl.zeros((32, BLOCK_D), COMPUTE)
+    for word in range(0, words):
+        y = word * 32 + offset
+        score = tl.load(score_ptr + row[:, None] * (words * 32) + y[None, :])
+        packed, count = tl.load(bits_ptr + row * words + word), tl.load(count_ptr + first + y)
+        mean_v = load_means(mean_v_ptr, first + y, BLOCK_D)
+        refined = (packed[:, None] >> offset[None, :]) & 1
+        logits = tl.where((refined == 0) & (count > 0)[None, :], score * LOG2E, -float("inf"))
         higher = tl.maximum(peak, tl.max(logits, axis=1))
         weights = tl.exp2(logits - higher[:, None]) * count[None, :]
         scale = tl.exp2(peak - higher)
@@ -471,10 +469,9 @@ def select(
     if not full:
         return chosen, (counts, counts, counts)
     coarse = (torch.empty_like(counts), torch.empty_like(counts), torch.empty_like(means[0]))
-    coarse_sums_kernel[(sequences * (side // COARSE_ROWS),)](
-        scores, counts, means[2], *coarse, side, side // COARSE_ROWS,
-        BLOCK_D=width, ROWS=COARSE_ROWS, CHUNK=COARSE_CHUNK, **kinds, num_warps=2,
-    )  # fmt: skip
+    coarse_sums_kernel[(sequences * words,)](
+        scores, counts, chosen.bits, means[2], *coarse, words, BLOCK_D=width, **kinds, num_warps=2
+    )
     return chosen, coarse
 
 

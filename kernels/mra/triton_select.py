@@ -123,12 +123,14 @@ def pair_keys(
     """Keys of the pairs (x, y) of a head; a smaller key is a better pair.
 
     A key has 35 bits: 3 of the class, 31 of max S − S without its sign, and a zero. The class is 3 less the priors
-    met, 4 without real tokens on both sides, 5 behind the last block; without GRADED it is 3. A NaN orders behind
-    every number.
+    met, 4 without real tokens on both sides, 5 behind the last block; without GRADED it is 0 for all, and 32 bits do.
+    A NaN orders behind every number.
     """
     drop = (peak[:, None] - score).to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    grade = tl.full(score.shape, 3, tl.int32)
-    if GRADED:
+    if not GRADED:
+        return drop.to(tl.uint32) << 1
+    else:
+        grade = tl.full(score.shape, 3, tl.int32)
         occupied = (count_x > 0)[:, None] & (count_y > 0)[None, :]
         inside = (x < num_blocks)[:, None] & (y < num_blocks)[None, :]
         if FIRST > 0:
@@ -136,8 +138,7 @@ def pair_keys(
         if DIAGONAL > 0:
             grade -= (tl.abs(x[:, None] - y[None, :]) <= DIAGONAL // 2).to(tl.int32)
         grade = tl.where(occupied, grade, tl.where(inside, 4, 5))
-        drop = tl.where(occupied, drop, 0)
-    return (grade.to(tl.int64) << 32) | (drop.to(tl.int64) << 1)
+        return (grade.to(tl.int64) << 32) | (tl.where(occupied, drop, 0).to(tl.int64) << 1)
 
 
 @triton.jit
@@ -165,7 +166,7 @@ def next_digit(count, prefix, rank):
 def count_digits(key, prefix, LEVEL: tl.constexpr, SIZE: tl.constexpr):
     """How often each value of digit LEVEL occurs in the keys that share the digits before it."""
     digits = key >> (DIGIT * (LEVELS - 1 - LEVEL))
-    sharing = tl.reshape((digits >> DIGIT) == prefix, (SIZE,))
+    sharing = tl.reshape((digits >> DIGIT) == prefix.to(key.dtype), (SIZE,))
     digits = tl.reshape((digits & (BINS - 1)).to(tl.int32), (SIZE,))
     return tl.histogram(digits, BINS, mask=sharing)
 
@@ -220,6 +221,7 @@ def rank_kernel(
     for level in tl.static_range(LEVELS):
         threshold, quota = next_digit(count_digits(key, threshold, level, SIDE * SIDE), threshold, quota)
     store_threshold(threshold_ptr, words_ptr, head, SIDE, threshold, quota)
+    threshold = threshold.to(key.dtype)
     better, tied = tl.sum((key < threshold).to(tl.int32), axis=1), tl.sum((key == threshold).to(tl.int32), axis=1)
     store_tally(tally_ptr, head, SIDE, x, better, tied)
 
@@ -282,8 +284,8 @@ def tally_kernel(
     for first in range(0, side, CHUNK):
         key = load_keys(score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
                         GRADED, FIRST, DIAGONAL, CHUNK)  # fmt: skip
-        better += tl.sum((key < threshold).to(tl.int32), axis=1)
-        tied += tl.sum((key == threshold).to(tl.int32), axis=1)
+        better += tl.sum((key < threshold.to(key.dtype)).to(tl.int32), axis=1)
+        tied += tl.sum((key == threshold.to(key.dtype)).to(tl.int32), axis=1)
     store_tally(tally_ptr, head, side, x, better, tied)
 
 
@@ -324,9 +326,9 @@ def finish_kernel(
         y = first + tl.arange(0, CHUNK)
         key = load_keys(score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
                         GRADED, FIRST, DIAGONAL, CHUNK)  # fmt: skip
-        tied = (key == threshold).to(tl.int32)
+        tied = (key == threshold.to(key.dtype)).to(tl.int32)
         rank = tied_seen[:, None] + tl.cumsum(tied, axis=1)
-        chosen = ((key < threshold) | ((tied > 0) & (rank <= ties[:, None]))).to(tl.int32)
+        chosen = ((key < threshold.to(key.dtype)) | ((tied > 0) & (rank <= ties[:, None]))).to(tl.int32)
         place_in_row = chosen_seen[:, None] + tl.cumsum(chosen, axis=1) - 1
         target = listed_ptr + head * budget + begin[:, None] + place_in_row
         tl.store(target, tl.broadcast_to(y[None, :], (ROWS, CHUNK)), mask=chosen > 0)
@@ -479,9 +481,9 @@ def transpose(chosen: Selection) -> tuple[Tensor, Tensor]:
     """Starts (B·H, P + 1) and lists (B·H, m) of the x refined for each y."""
     starts, listed = torch.empty_like(chosen.starts), torch.empty_like(chosen.listed)
     sequences, side, words = chosen.bits.shape
-    rows = min(512, side)
+    rows = min(128, side)
     columns_kernel[(sequences * words,)](
         chosen.bits, chosen.words, starts, listed, side, listed.shape[1],
-        BLOCK_W=triton.next_power_of_2(words), ROWS=rows, num_warps=max(1, rows // 64),
+        BLOCK_W=triton.next_power_of_2(words), ROWS=rows, num_warps=rows // 32,
     )  # fmt: skip
     return starts, listed

@@ -101,6 +101,8 @@ def test_output_and_gradients_are_those_of_the_definition_in_float64(case):
         (300, 2, "suffix", (1, 3), 0),
         (64, 1, "scattered", (2, 0), 0),
         (20, 8, None, (0, 1), 128),
+        (512, 2, None, (0, 0), 128),
+        pytest.param(512, 2, None, (0, 0), 0, marks=pytest.mark.slow),
         pytest.param(1000, 3, "empty", (1, 1), 128, marks=pytest.mark.slow),
         pytest.param(2200, 5, None, (0, 0), 128, marks=pytest.mark.slow),
         pytest.param(8192, 3, None, (0, 0), 128, marks=pytest.mark.slow),

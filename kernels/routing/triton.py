@@ -27,7 +27,7 @@ from kernels.common.tiles import NEVER, gather_rows, load_rows, place, product, 
 from kernels.routing.triton_select import Selection, normalise, ones_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-COMBINE_ROWS, COMBINE_WARPS, FINISH_ROWS, FINISH_WARPS = 128, 4, 128, 4
+COMBINE_TILE, FINISH_TILE = 4096, 4096  # elements of a tile of 4 warps
 
 # By padded head dimension and bytes of an element: the most members of a tile.
 TILE = {
@@ -201,9 +201,9 @@ def query_tile(
     q_ptr, q_n, grad_ptr, grad_n, offset_ptr, word_ptr, slot_ptr, lse_ptr, index_ptr, c, start, window, length,
     SINGLE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """What the backward pass needs of a tile of queries: positions, x̂ and its scale, do_ci, log-sum and δ."""
+    """What the backward pass needs of a tile of queries: positions, x̂, do_ci, log-sum and δ."""
     query, keep = members(index_ptr, start, window, length, BLOCK_W)
-    q_hat, scale = normalise(gather_rows(q_ptr, q_n, query, keep, HEAD_DIM, BLOCK_D).to(COMPUTE), HEAD_DIM, BLOCK_D)
+    q_hat, _ = normalise(gather_rows(q_ptr, q_n, query, keep, HEAD_DIM, BLOCK_D).to(COMPUTE), HEAD_DIM, BLOCK_D)
     first, count = clusters_of(offset_ptr, query, keep)
     grad = gather_rows(grad_ptr, grad_n, query, keep, HEAD_DIM, BLOCK_D).to(COMPUTE) / count.to(COMPUTE)[:, None]
     slot = start + tl.arange(0, BLOCK_W)
@@ -212,23 +212,25 @@ def query_tile(
     if not SINGLE:
         row = first + rank_of(word_ptr, query, keep, c, length)
         delta = tl.sum(gather_rows(slot_ptr, HEAD_DIM, row, keep, HEAD_DIM, BLOCK_D).to(COMPUTE) * grad, axis=1)
-    return query, keep, q_hat, scale, grad, lse, delta
+    return query, keep, q_hat, grad, lse, delta
 
 
 @triton.jit
 def deliver(
-    grad_hat, x_hat, scale, token, keep, c, length,
+    grad_hat, x_ptr, x_n, token, keep, c, length,
     grad_ptr, grad_n, slot_ptr, best_ptr, centroid_ptr, word_ptr, offset_ptr, pull,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Finish the rows of tokens that are in this cluster only; leave those of the others to `finish_kernel`.
 
-    Returns the rows in the order by token, and which tokens are of either kind.
+    Their rows are read again: in registers they would be spilled meanwhile. Returns the rows in the order by token, and
+    which tokens are of either kind.
     """
     first, count = clusters_of(offset_ptr, token, keep)
     alone, shared = keep & (count == 1), keep & (count > 1)
     row = first + rank_of(word_ptr, token, shared, c, length)
     scatter_rows(slot_ptr, HEAD_DIM, row, shared, grad_hat, HEAD_DIM, BLOCK_D)
+    x_hat, scale = normalise(gather_rows(x_ptr, x_n, token, alone, HEAD_DIM, BLOCK_D).to(COMPUTE), HEAD_DIM, BLOCK_D)
     grad_hat += commitment_gradient(x_hat, best_ptr, centroid_ptr, pull, token, alone, HEAD_DIM, BLOCK_D, COMPUTE)
     grad = normalise_backward(grad_hat, x_hat, scale, HEAD_DIM)
     scatter_rows(grad_ptr, grad_n, token, alone, grad, HEAD_DIM, BLOCK_D)
@@ -276,13 +278,13 @@ def cluster_backward_kernel(
     pull = tl.load(pull_ptr) * tl.load(grad_loss_ptr).to(COMPUTE)
     own = tile * BLOCK_W
 
-    query, query_keep, q_hat, q_scale, grad, lse, delta = query_tile(
+    query, query_keep, q_hat, grad, lse, delta = query_tile(
         q_ptr, q_n, grad_ptr, grad_n, q_offsets, q_words, slot_ptr, lse_ptr, query_ptr, c, own, window, length,
         SINGLE, HEAD_DIM, BLOCK_W, BLOCK_D, COMPUTE,
     )  # fmt: skip
     key, key_keep = members(key_ptr, own, window, length, BLOCK_W)
     k = gather_rows(k_ptr, k_n, key, key_keep, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    k_hat, k_scale = normalise(k, HEAD_DIM, BLOCK_D)
+    k_hat, _ = normalise(k, HEAD_DIM, BLOCK_D)
     v = gather_rows(v_ptr, v_n, key, key_keep, HEAD_DIM, BLOCK_D)
     if SINGLE:
         visible = query_keep[:, None] & key_keep[None, :]
@@ -310,7 +312,7 @@ def cluster_backward_kernel(
             )
             grad_q += product(grad_scores, other_hat, COMPUTE, OPERAND, PRECISION)
         for start in range(0, window, BLOCK_W):
-            other, other_keep, other_hat, _, other_grad, other_lse, other_delta = query_tile(
+            other, other_keep, other_hat, other_grad, other_lse, other_delta = query_tile(
                 q_ptr, q_n, grad_ptr, grad_n, q_offsets, q_words, slot_ptr, lse_ptr, query_ptr, c, start, window,
                 length, SINGLE, HEAD_DIM, BLOCK_W, BLOCK_D, COMPUTE,
             )  # fmt: skip
@@ -325,11 +327,11 @@ def cluster_backward_kernel(
             grad_v += product(tl.trans(weights), other_grad, COMPUTE, OPERAND, PRECISION)
 
     deliver(
-        grad_q, q_hat, q_scale, query, query_keep, c, length, grad_q_ptr, gq_n, grad_slot_ptr + head * slots,
+        grad_q, q_ptr, q_n, query, query_keep, c, length, grad_q_ptr, gq_n, grad_slot_ptr + head * slots,
         best_ptr + head * length, centroid_ptr, q_words, q_offsets, pull, HEAD_DIM, BLOCK_D, COMPUTE,
     )  # fmt: skip
     row, alone, shared = deliver(
-        grad_k, k_hat, k_scale, key, key_keep, c, length, grad_k_ptr, gk_n, grad_slot_ptr + (heads + head) * slots,
+        grad_k, k_ptr, k_n, key, key_keep, c, length, grad_k_ptr, gk_n, grad_slot_ptr + (heads + head) * slots,
         best_ptr + (heads + head) * length, centroid_ptr, k_words, k_offsets, pull, HEAD_DIM, BLOCK_D, COMPUTE,
     )  # fmt: skip
     scatter_rows(grad_v_ptr, gv_n, key, alone, grad_v, HEAD_DIM, BLOCK_D)
@@ -422,11 +424,11 @@ def clusters(
         out, *strides(out), slots, lse, length, window, batch, heads, tiles,
         **flags, num_warps=cluster_warps(flags["BLOCK_W"]), num_stages=1 if single else 2,
     )  # fmt: skip
-    splits, chunk = split(length, COMBINE_ROWS, rows)
+    tile = COMBINE_TILE // flags["BLOCK_D"]
+    splits, chunk = split(length, tile, rows)
     combine_kernel[(rows * splits,)](
         chosen.offsets, slots, out, *strides(out), length, num_clusters * window, heads, splits, chunk,
-        SINGLE=single, HEAD_DIM=dim, BLOCK_N=COMBINE_ROWS, BLOCK_D=flags["BLOCK_D"], COMPUTE=flags["COMPUTE"],
-        num_warps=COMBINE_WARPS,
+        SINGLE=single, HEAD_DIM=dim, BLOCK_N=tile, BLOCK_D=flags["BLOCK_D"], COMPUTE=flags["COMPUTE"], num_warps=4,
     )  # fmt: skip
     return lse, q.new_empty(0) if single else slots
 
@@ -449,12 +451,13 @@ def clusters_backward(
         length, window, batch, heads, tiles,
         **flags, num_warps=cluster_warps(flags["BLOCK_W"]), num_stages=1,
     )  # fmt: skip
-    splits, chunk = split(length, FINISH_ROWS, 2 * rows)
+    tile = FINISH_TILE // flags["BLOCK_D"]
+    splits, chunk = split(length, tile, 2 * rows)
     finish_kernel[(rows * splits, 2)](
         q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q), offsets, best, centroids, pull, grad_loss,
         grad_slots, *to, length, num_clusters * window, batch, heads, splits, chunk,
-        K=num_clusters, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=FINISH_ROWS, BLOCK_D=flags["BLOCK_D"],
-        COMPUTE=flags["COMPUTE"], num_warps=FINISH_WARPS,
+        K=num_clusters, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=tile, BLOCK_D=flags["BLOCK_D"],
+        COMPUTE=flags["COMPUTE"], num_warps=4,
     )  # fmt: skip
 
 

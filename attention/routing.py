@@ -49,8 +49,9 @@ class RoutingAttention(Attention):
 
     over the real queries and keys of all ranks, where N' is N with a small floor. In evaluation nothing changes, and
     batch mates do not meet. Whether the init is done is a Python flag, saved as extra state, so that no step waits
-    for the device; the first training call of "lloyd" must run before a CUDA graph is captured, and the buffers must
-    be kept.
+    for the device. The first training call of "lloyd" must run before a CUDA graph is captured, since a captured
+    init would begin anew at every replay: it is refused in one line. Calls after it, and all of "paper", can be
+    captured, as long as the buffers are kept.
 
     Departures from the released code: padding is barred everywhere; logits are divided by √D, since normalised
     vectors make the unscaled ones almost one-hot; the mean over clusters is exact; queries and keys update the

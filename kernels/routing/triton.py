@@ -27,7 +27,7 @@ from kernels.common.tiles import NEVER, gather_rows, load_rows, place, product, 
 from kernels.routing.triton_select import Selection, normalise, ones_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-COMBINE_TILE, FINISH_TILE = 4096, 4096  # elements of a tile of 4 warps
+COMBINE_TILE, FINISH_TILE = 8192, 2048  # elements of a tile of 4 warps
 
 # By padded head dimension and bytes of an element: the most members of a tile.
 TILE = {

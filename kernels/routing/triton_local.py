@@ -18,11 +18,11 @@ from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_d
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-STAGES, BACKWARD_STAGES = 2, 2
+STAGES, BACKWARD_STAGES = 2, 1
 
 # By bytes of an element and padded head dimension: the most tokens of a tile.
 TILE = {
-    2: {16: 128, 32: 128, 64: 128, 128: 64},
+    2: dict.fromkeys((16, 32, 64, 128), 64),
     4: {16: 64, 32: 64, 64: 64, 128: 32},
     8: dict.fromkeys((16, 32, 64, 128), 32),
 }
@@ -191,7 +191,7 @@ def local(
     lse = torch.empty(batch * heads, length, dtype=state_dtype(q.dtype), device=q.device)
     local_kernel[(batch * heads * tiles,)](
         q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), out, *strides(out), lse,
-        length, block, first_head, heads, tiles, **flags, num_warps=local_warps(flags["BLOCK_N"]), num_stages=STAGES,
+        length, block, first_head, heads, tiles, **flags, num_warps=4, num_stages=STAGES,
     )  # fmt: skip
     return lse
 
@@ -208,15 +208,5 @@ def local_backward(
     local_backward_kernel[(batch * heads * tiles,)](
         q, *strides(q), k, *strides(k), v, *strides(v), out, *strides(out), grad, *strides(grad),
         *mask_arguments(key_mask, q), lse, *to, length, block, first_head, heads, tiles,
-        **flags, num_warps=local_backward_warps(flags["BLOCK_N"]), num_stages=BACKWARD_STAGES,
+        **flags, num_warps=4, num_stages=BACKWARD_STAGES,
     )  # fmt: skip
-
-
-def local_warps(tile: int) -> int:
-    """Warps of a program that holds tile² scores."""
-    return 8 if tile > 64 else 4
-
-
-def local_backward_warps(tile: int) -> int:
-    """Warps of a program that holds tile² scores."""
-    return 8 if tile > 64 else 4

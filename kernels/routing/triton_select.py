@@ -419,7 +419,7 @@ def select(q: Tensor, k: Tensor, key_mask: Tensor | None, centroids: Tensor, win
 
     keys = torch.empty(2, rows, clusters, length, dtype=integer, device=q.device)
     best, word = torch.empty(2, rows, length, **whole), torch.empty(2, rows, words, length, **whole)
-    tile, warps, stages = score_tile(block_k, bits)
+    tile, warps, stages = score_tile(block_k, width)
     splits, chunk = split(length, tile, 2 * rows)
     slots = 2 * batch * splits
     count = torch.empty(heads, slots, blocks * block_k, **options)
@@ -467,9 +467,9 @@ def move(ema_counts: Tensor, ema_sums: Tensor, centroids: Tensor, counts: Tensor
     )  # fmt: skip
 
 
-def score_tile(block_k: int, bits: int) -> tuple[int, int, int]:
-    """Tokens of a tile of scores, warps and stages: the most that does not spill."""
-    return 64, 4 if block_k == 16 and bits == 16 else 8, 1
+def score_tile(block_k: int, width: int) -> tuple[int, int, int]:
+    """Tokens of a tile of scores, warps and stages: two programs of 4 warps hide more than one of 8."""
+    return 64, 4 if block_k * width <= 4096 else 8, 1
 
 
 def select_warps(keys: int) -> int:

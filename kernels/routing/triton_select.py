@@ -2,7 +2,7 @@
 
     score     s_ci = μ_c · x̂_i as keys that sort as unsigned integers, (K, N); argmax_c, commitment, counts and sums
     merge     the partial sums of `score`, in a fixed order
-    select    a threshold for each cluster by bisection on the bits of its keys, then its members, ascending
+    select    a threshold for each cluster by counting the keys that reach it, then its members, ascending
     offsets   how many clusters each token is in, and where its results lie in an order by token
 
 Half precisions have keys of 16 bits, steps of 2⁻¹⁵ √D |μ_c|, a tenth of what rounding q and k costs; float32 keys are
@@ -15,6 +15,7 @@ immaterial.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportPossiblyUnboundVariable=false
 
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -276,32 +277,50 @@ def count_reaching(
 
 
 @triton.jit
-def select_members(
-    key_ptr, index_ptr, lowest_visible, length, window,
-    HAS_MASK: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+def find_threshold(
+    keys, key_ptr, guess, length, window,
+    HAS_MASK: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Write the ascending positions of the `window` largest keys, `length` in slots left empty; return the first.
+    """The largest threshold that `window` keys reach, or any that exactly `window` reach; how many do, and room.
 
-    Ties go to the lower position. Positions before `lowest_visible` leave their slots empty.
+    A bracket, narrowed by interpolating log(count), which is nearly straight in the tail of a distribution, and in
+    every third round halved. Room is for keys equal to the threshold, where more than `window` reach it.
     """
     UNSIGNED = tl.uint64 if BITS == 64 else tl.uint32
-    keys = load_keys(key_ptr, 0, length, BLOCK_N, BITS)
     one = tl.full((), 1, UNSIGNED)
-    # The largest threshold that `window` keys reach, bit by bit; one that exactly `window` reach will do.
-    threshold, reached, bit = tl.full((), 0, UNSIGNED), length, BITS - 1
+    low, reached = tl.full((), 0, UNSIGNED), length
+    high, beyond = (one << 16) if BITS == 16 else ~tl.full((), 0, UNSIGNED), 0  # how many reach `high`
     if HAS_MASK:
         all_chosen = count_reaching(keys, key_ptr, one, length, BITS, RESIDENT, BLOCK_N) <= window
-        threshold, reached = tl.where(all_chosen, one, threshold), tl.where(all_chosen, window, reached)
-    while (bit >= 0) & (reached != window):
-        candidate = threshold | (one << bit)
-        count = count_reaching(keys, key_ptr, candidate, length, BITS, RESIDENT, BLOCK_N)
-        threshold = tl.where(count >= window, candidate, threshold)
-        reached = tl.where(count >= window, count, reached)
-        bit -= 1
+        low, reached = tl.where(all_chosen, one, low), tl.where(all_chosen, window, reached)
+    probe, rounds = one * guess if BITS == 16 else one << (BITS - 1), 0
+    while (reached != window) & (high - low > 1):
+        count = count_reaching(keys, key_ptr, probe, length, BITS, RESIDENT, BLOCK_N)
+        enough = count >= window
+        low, reached = tl.where(enough, probe, low), tl.where(enough, count, reached)
+        high, beyond = tl.where(enough, high, probe), tl.where(enough, beyond, count)
+        rounds += 1
+        top = tl.log2(reached.to(tl.float32) + 0.5)
+        wanted, bottom = tl.log2(tl.cast(window, tl.float32)), tl.log2(beyond.to(tl.float32) + 0.5)
+        share = tl.where(rounds % 3 == 0, 0.5, tl.minimum((top - wanted) / (top - bottom), 0.99))
+        step = (share * (high - low).to(tl.float32)).to(UNSIGNED)
+        probe = low + tl.maximum(tl.minimum(step, high - low - one), one)
+    return low, reached, window - beyond
 
-    room = 0  # for keys equal to the threshold, where more than `window` reach it
-    if reached > window:
-        room = window - count_reaching(keys, key_ptr, threshold + one, length, BITS, RESIDENT, BLOCK_N)
+
+@triton.jit
+def select_members(
+    key_ptr, index_ptr, lowest_visible, guess, length, window,
+    CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Write the ascending positions of the `window` largest keys, `length` in slots left empty.
+
+    Ties go to the lower position. Causal: positions before `lowest_visible` leave their slots empty, and the lowest
+    position chosen is returned.
+    """
+    keys = load_keys(key_ptr, 0, length, BLOCK_N, BITS)
+    threshold, reached, room = find_threshold(keys, key_ptr, guess, length, window, HAS_MASK, BITS, RESIDENT, BLOCK_N)
     filled, ties_before, first = 0, 0, length
     for start in range(0, 1 if RESIDENT else length, BLOCK_N):
         if not RESIDENT:
@@ -310,22 +329,26 @@ def select_members(
         if reached > window:
             tied = (keys == threshold).to(tl.int32)
             member = member & ((keys > threshold) | (ties_before + tl.cumsum(tied, axis=0) <= room))
-            ties_before += tl.sum(tied, axis=0)
+            if not RESIDENT:
+                ties_before += tl.sum(tied, axis=0)
         token = start + tl.arange(0, BLOCK_N)
         position = filled + tl.cumsum(member.to(tl.int32), axis=0) - 1
         tl.store(index_ptr + position, tl.where(token >= lowest_visible, token, length), mask=member)
-        filled += tl.sum(member.to(tl.int32), axis=0)
-        first = tl.minimum(first, tl.min(tl.where(member, token, length), axis=0))
-    for start in range(0, window, BLOCK_W):
-        slot = start + tl.arange(0, BLOCK_W)
-        tl.store(index_ptr + slot, tl.zeros((BLOCK_W,), tl.int32) + length, mask=(slot >= filled) & (slot < window))
+        if HAS_MASK or not RESIDENT:
+            filled += tl.sum(member.to(tl.int32), axis=0)
+        if CAUSAL:
+            first = tl.minimum(first, tl.min(tl.where(member, token, length), axis=0))
+    if HAS_MASK:
+        for start in range(0, window, BLOCK_W):
+            slot = start + tl.arange(0, BLOCK_W)
+            tl.store(index_ptr + slot, tl.zeros((BLOCK_W,), tl.int32) + length, mask=(slot >= filled) & (slot < window))
     return first
 
 
 @triton.jit
 def select_kernel(
     key_ptr, index_ptr, word_ptr,  # (2, B·H, K, N), (2, B·H, K, w), (2, B·H, W, N)
-    length, window, heads,
+    guess, length, window, heads,
     K: tl.constexpr, CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
@@ -337,12 +360,12 @@ def select_kernel(
     head, c = (tl.program_id(0) // K).to(tl.int64), tl.program_id(0) % K
     query, key = head * K + c, (heads + head) * K + c
     lowest = select_members(
-        key_ptr + key * length, index_ptr + key * window, 0, length, window,
-        HAS_MASK, BITS, RESIDENT, BLOCK_N, BLOCK_W,
+        key_ptr + key * length, index_ptr + key * window, 0, guess, length, window,
+        CAUSAL, HAS_MASK, BITS, RESIDENT, BLOCK_N, BLOCK_W,
     )  # fmt: skip
     select_members(
-        key_ptr + query * length, index_ptr + query * window, lowest if CAUSAL else 0, length, window,
-        HAS_MASK, BITS, RESIDENT, BLOCK_N, BLOCK_W,
+        key_ptr + query * length, index_ptr + query * window, lowest if CAUSAL else 0, guess, length, window,
+        CAUSAL, HAS_MASK, BITS, RESIDENT, BLOCK_N, BLOCK_W,
     )  # fmt: skip
     tl.debug_barrier()  # the positions written above are read by other threads below
     mark = tl.full((BLOCK_W,), 1, tl.int32) << (c % 32)
@@ -445,7 +468,7 @@ def select(q: Tensor, k: Tensor, key_mask: Tensor | None, centroids: Tensor, win
     resident = length <= RESIDENT_KEYS
     block_n = triton.next_power_of_2(length) if resident else RESIDENT_KEYS
     select_kernel[(rows * clusters,)](
-        keys, index, word, length, window, rows,
+        keys, index, word, first_guess(window, length, dim), length, window, rows,
         K=clusters, CAUSAL=causal, HAS_MASK=key_mask is not None, BITS=bits, RESIDENT=resident,
         BLOCK_N=block_n, BLOCK_W=128, num_warps=select_warps(block_n),
     )  # fmt: skip
@@ -470,6 +493,12 @@ def move(ema_counts: Tensor, ema_sums: Tensor, centroids: Tensor, counts: Tensor
 def score_tile(block_k: int, width: int) -> tuple[int, int, int]:
     """Tokens of a tile of scores, warps and stages: two programs of 4 warps hide more than one of 8."""
     return 64, 4 if block_k * width <= 4096 else 8, 1
+
+
+def first_guess(window: int, length: int, dim: int) -> int:
+    """The 16-bit key that `window` of `length` tokens would reach if cosines were normal with variance 1 / D."""
+    level = NormalDist().inv_cdf(1 - window / (length + 1)) * dim**-0.5
+    return 32768 + round(32767 * min(max(level, -0.99), 0.99))
 
 
 def select_warps(keys: int) -> int:

@@ -21,7 +21,7 @@ HEADS = 2
 CASES = [
     (1, None, 8, 2, 4, 3, False),
     (50, "scattered", 16, 3, 40, 25, False),
-    (34, "empty", 24, 2, 40, 40, True),
+    (34, "empty", 24, 3, 6, 40, True),
     (33, None, 32, 3, 12, 16, False),
     pytest.param(33, None, 8, 3, 9, 8, True, marks=pytest.mark.slow),
     pytest.param(40, "suffix", 16, 33, 5, 64, False, marks=pytest.mark.slow),

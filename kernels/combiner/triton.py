@@ -4,12 +4,14 @@
     out_i = Σ_j P_ij v_j + Σ_r P_ir h_r,   P = softmax(τ q_i·[k of the own span | k̂ of the others])
 
 forward   summaries 3 touches of one (B, H, N, D) tensor (q, k, v), attention 4 (q, k, v, out)
-backward  `triton_backward`: gradients of the summaries 3 (q, out, do), everything else 7 (q, k, v, do, dq, dk, dv)
+backward  `triton_backward`: gradients of the summaries 3 (q, out, do), of the shares 2 (k, v), everything else 7
+          (q, k, v, do, dq, dk, dv)
 
-in all 17: at D = 32, with s own tokens and G = N / s summaries, 16 D (s + G) FLOP and 2 (s + G) exponentials a query
-stay below the time of those bytes until s + G is a few hundred. k̂ and h take 2 / s of a touch each and come from
-cache. A launch walks the sequence from the end where the one before it stopped, so that it finds the last tokens in
-cache. Logits are in units of log 2; visibility is a bias by column, which costs nothing beside the scaling.
+in all 19, two above the floor: a pass of one warp a span over k and v costs less than the reductions across warps that
+it takes out of the last pass. At D = 32, with s own tokens and G = N / s summaries, 16 D (s + G) FLOP and 2 (s + G)
+exponentials a query stay below the time of those bytes until s + G is a few hundred. k̂ and h take 1 / s of a touch each
+and come from cache. A launch walks the sequence from the end where the one before it stopped, so that it finds the last
+tokens in cache. Logits are in units of log 2; visibility is a bias by column, which costs nothing beside the scaling.
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
@@ -221,6 +223,13 @@ def constants(q: Tensor, shape: Shape, masked: bool, causal: bool, include_own: 
     )  # fmt: skip
 
 
+def fit(config: Config, q: Tensor) -> Config:
+    """The configuration for rows of `q`: those above are for at most 64 columns and products of half precision."""
+    columns, bits = block_dim(q.shape[-1]), arithmetic(q.dtype)["OPERAND"].primitive_bitwidth
+    warps = config.warps if columns <= 64 else max(config.warps, 8)
+    return config._replace(warps=warps, stages=config.stages if columns * bits <= 2048 else 1)
+
+
 def allocate(q: Tensor, span: int) -> list[Tensor]:
     """Output (B, H, N, D), laid out as (B, N, H, D), and what the backward pass reads of the call.
 
@@ -250,9 +259,9 @@ def forward(
     summarise_kernel[(batch * heads * spans,)](
         *inputs, key, value, asking, bias, share, ties, length, heads, spans,
         SPAN=span, HAS_MASK=masked, HEAD_DIM=dim, BLOCK_S=shape.rows, BLOCK_D=block_dim(dim),
-        COMPUTE=arithmetic(q.dtype)["COMPUTE"], **SUMMARISE[shape.rows].options,
+        COMPUTE=arithmetic(q.dtype)["COMPUTE"], **fit(SUMMARISE[shape.rows], q).options,
     )  # fmt: skip
-    config = ATTEND[shape.rows]
+    config = fit(ATTEND[shape.rows], q)
     attend_kernel[(batch * heads * spans,)](
         *inputs, key, value, bias, out, *strides(out), norm, length, heads, spans,
         ONE_BLOCK=spans <= shape.summaries, BLOCK_M=config.rows, **constants(q, shape, masked, causal, include_own),

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.combiner.triton import LOG2E, Shape, absorb, pool
+from kernels.combiner.triton import LOG2E, Shape, absorb, fit, pool
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, state_dtype, strides
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
 
@@ -286,10 +286,10 @@ def allocate(q: Tensor, span: int) -> list[Tensor]:
 
 def _constants(q: Tensor, shape: Shape, masked: bool) -> tuple[dict, dict, dict, Config]:
     """Compile-time constants of every launch, those of rows and of columns besides, and the tile of a column."""
-    column = COLUMNS[min(128, max(16, triton.next_power_of_2(shape.spans)))]
+    column = fit(COLUMNS[min(128, max(16, triton.next_power_of_2(shape.spans)))], q)
     flags = dict(SPAN=shape.span, HAS_MASK=masked, HEAD_DIM=shape.dim, BLOCK_D=block_dim(shape.dim))
     pooled = masked or shape.length % shape.span != 0
-    rows = dict(POOLED=pooled, BLOCK_S=shape.rows, **ROWS[shape.rows].options)
+    rows = dict(POOLED=pooled, BLOCK_S=shape.rows, **fit(ROWS[shape.rows], q).options)
     return {**flags, **arithmetic(q.dtype)}, rows, dict(BLOCK_N=column.rows, **column.options), column
 
 

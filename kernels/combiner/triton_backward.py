@@ -1,4 +1,4 @@
-"""Combiner-Fixed in Triton, backward: one launch over queries for the summaries, one over spans for everything else.
+"""Combiner-Fixed in Triton, backward: summaries from all queries, their shares, then everything else by span.
 
 With P from the stored normaliser, δ_i = do_i·out_i and dS = P (do·[v | h] − δ):
 
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.combiner.triton import LOG2E, Shape, constants, load_summaries, visible
+from kernels.combiner.triton import LOG2E, Shape, constants, fit, load_summaries, visible
 from kernels.common.launch import Config, block_dim, mask_arguments, split, strides
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
 
@@ -228,7 +228,7 @@ def backward(
     spans, flags = shape.spans, constants(q, shape, key_mask is not None, causal, include_own)
     out, norm, key, value, asking, bias, share, ties = state
     mask = mask_arguments(key_mask, q)
-    config = SUMMARIES[shape.summaries]
+    config = fit(SUMMARIES[shape.summaries], q)
     slots, chunk = split(length, config.rows, batch * heads)
     delta = torch.empty_like(norm)
     grad_key, grad_value = (
@@ -244,11 +244,11 @@ def backward(
     shares_backward_kernel[(batch * heads * spans,)](
         *keys, *mask, share, ties, grad_key, grad_value, grad_share, passed, length, heads, spans, slots,
         SPAN=span, HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_S=shape.rows,
-        BLOCK_D=block_dim(dim), COMPUTE=flags["COMPUTE"], **SHARES[shape.rows].options,
+        BLOCK_D=block_dim(dim), COMPUTE=flags["COMPUTE"], **fit(SHARES[shape.rows], q).options,
     )  # fmt: skip
     grads = [torch.empty_like(x) for x in (q, k, v)]
     grad_q, grad_k, grad_v = grads
-    config = SPANS[shape.rows]
+    config = fit(SPANS[shape.rows], q)
     spans_backward_kernel[(batch * heads * spans,)](
         q, *strides(q), *keys, grad, *strides(grad), *mask,
         key, value, asking, bias, norm, delta, share, grad_share, passed,

@@ -19,7 +19,8 @@ REPOSITORY = Path(__file__).parents[1]
 def code_revision() -> dict[str, Any]:
     """The git commit of the code and whether the checkout differs from it; both None where there is none.
 
-    A copy without git (a container, a node's local disk) may name its commit in the environment, LRA_REVISION.
+    A copy that git does not describe (a container, a node's local disk, files copied over an older checkout) may name
+    its commit in the environment, LRA_REVISION; that counts.
     """
 
     def git(*arguments: str) -> str | None:
@@ -29,9 +30,10 @@ def code_revision() -> dict[str, Any]:
         except (OSError, subprocess.SubprocessError):
             return None
 
-    revision = git("rev-parse", "HEAD")
+    named = os.environ.get("LRA_REVISION")
+    revision = None if named else git("rev-parse", "HEAD")
     if revision is None:
-        return {"revision": os.environ.get("LRA_REVISION"), "dirty": None}
+        return {"revision": named, "dirty": None}
     return {"revision": revision, "dirty": bool(git("status", "--porcelain"))}
 
 

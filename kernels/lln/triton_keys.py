@@ -237,8 +237,8 @@ def keys_backward_kernel(
     grad_contexts = ()
     if BLOCK_D <= WIDEST_HELD:
         for r in tl.static_range(R):
-            grad_context = tl.load(grad_context_ptr + (state + ORDER[r]) * BLOCK_D * BLOCK_D + square)
-            grad_contexts = grad_contexts + (grad_context.to(OPERAND),)
+            held = tl.load(grad_context_ptr + (state + ORDER[r]) * BLOCK_D * BLOCK_D + square)
+            grad_contexts = grad_contexts + (held.to(OPERAND),)
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)

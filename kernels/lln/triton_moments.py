@@ -29,6 +29,7 @@ from kernels.lln.moments import SMALLEST_SPREAD
 from kernels.lln.triton_windows import window_counts, window_starts, window_sums, windows, windows_seen
 
 TILES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(128, 4, 2), 128: Config(64, 8, 2)}
+TILES_RATES = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
 
 SLOTS = 1024
 """Partials that the finishing program reads at once."""
@@ -181,7 +182,7 @@ def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: 
     q, k = unit_last_stride(q), unit_last_stride(k)
     batch, heads, length, dim = q.shape
     width = block_dim(dim)
-    config = TILES[width].fit(tuple(rates))
+    config = (TILES if rates == [1] else TILES_RATES)[width].fit(tuple(rates))
     phases = max(1, config.rows // (8 * config.warps))  # rows of a tile that a thread holds where it loads
     splits, chunk = split(length, config.rows, batch * heads)
     slots = batch * heads * splits

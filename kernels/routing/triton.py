@@ -118,7 +118,7 @@ def cluster_kernel(
         key, key_keep = members(key_ptr, start, window, length, BLOCK_W)
         k = gather_rows(k_ptr, k_n, key, key_keep, HEAD_DIM, BLOCK_D).to(COMPUTE)
         v = gather_rows(v_ptr, v_n, key, key_keep, HEAD_DIM, BLOCK_D)
-        k_hat, _ = normalise(k, HEAD_DIM, BLOCK_D)
+        k_hat, _scale = normalise(k, HEAD_DIM, BLOCK_D)
         scores = product(q_hat, tl.trans(k_hat), COMPUTE, UNIT, PRECISION)
         visible = key_keep[None, :]
         if CAUSAL:
@@ -284,7 +284,7 @@ def cluster_backward_kernel(
     )  # fmt: skip
     key, key_keep = members(key_ptr, own, window, length, BLOCK_W)
     k = gather_rows(k_ptr, k_n, key, key_keep, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    k_hat, _ = normalise(k, HEAD_DIM, BLOCK_D)
+    k_hat, _scale = normalise(k, HEAD_DIM, BLOCK_D)
     v = gather_rows(v_ptr, v_n, key, key_keep, HEAD_DIM, BLOCK_D)
     if SINGLE:
         visible = query_keep[:, None] & key_keep[None, :]
@@ -302,12 +302,12 @@ def cluster_backward_kernel(
         for start in range(0, window, BLOCK_W):
             other, other_keep = members(key_ptr, start, window, length, BLOCK_W)
             other_k = gather_rows(k_ptr, k_n, other, other_keep, HEAD_DIM, BLOCK_D).to(COMPUTE)
-            other_hat, _ = normalise(other_k, HEAD_DIM, BLOCK_D)
+            other_hat, _scale = normalise(other_k, HEAD_DIM, BLOCK_D)
             other_v = gather_rows(v_ptr, v_n, other, other_keep, HEAD_DIM, BLOCK_D)
             visible = query_keep[:, None] & other_keep[None, :]
             if CAUSAL:
                 visible = visible & (other[None, :] <= query[:, None])
-            _, grad_scores = cluster_gradients(
+            weights, grad_scores = cluster_gradients(
                 q_hat, other_hat, other_v, grad, lse, delta, visible, True, HEAD_DIM, COMPUTE, OPERAND, UNIT, PRECISION
             )
             grad_q += product(grad_scores, other_hat, COMPUTE, OPERAND, PRECISION)

@@ -42,7 +42,7 @@ ROOT = Path(launcher.RUN).parent
         ("training.schedule=cosine", "training.schedule=cosine is not possible; use one of onecycle_linear"),
         ("trainer.precision=8", "trainer.precision=8 is not possible; use one of auto, 32, bf16"),
         ("attention=mra attention.block_size=48", "attention.block_size=48"),
-        ("attention=mra attention.impl=triton", "attention.impl=triton is not available"),
+        ("attention=linear attention.impl=triton", "attention.impl=triton is not available"),
         ("task.max_length=0", "task.max_length=0"),
         ("training.weight_decay=inf", "training.weight_decay=inf is not possible; it must be finite"),
         ("training.learning_rate=inf", "training.learning_rate=inf is not possible; it must be finite"),

@@ -33,21 +33,22 @@ UNSEEN = tl.constexpr(1e30)
 class Walk(NamedTuple):
     """How a pass over lists of blocks is launched: tokens gathered a step, warps of a program, stages of the loads.
 
-    registers   of a thread, at most: programs are short and wait for their gathers, so that many should be resident
+    registers   of a thread, at most, for bf16 without padding (else it would spill); 0: no limit. Programs are short
+                and wait for their gathers, so that many should be resident
     """
 
     tokens: int
     warps: int
     stages: int
-    registers: int = 255
+    registers: int = 0
 
-    @property
-    def options(self) -> dict[str, int]:
-        return dict(num_warps=self.warps, num_stages=self.stages, maxnreg=self.registers)
+    def options(self, dtype: torch.dtype, dense: bool) -> dict[str, int]:
+        limit = dict(maxnreg=self.registers) if self.registers and dense and dtype == torch.bfloat16 else {}
+        return dict(num_warps=self.warps, num_stages=self.stages, **limit)
 
 
-# By padded head dimension. Registers are as few as compile without a spill.
-ATTEND = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 112), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+# By padded head dimension.
+ATTEND = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 128), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 
 
 @triton.jit
@@ -161,12 +162,12 @@ def forward(
     chosen, coarse = select(q, k, v, key_mask, full, block_size, budget, first_blocks, diagonal_blocks)
     out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
     log_mass = torch.empty(batch * heads, num_blocks * block_size, dtype=state_dtype(q.dtype), device=q.device)
-    walk = ATTEND[width]
+    walk, dense = ATTEND[width], is_dense(length, key_mask, block_size)
     attend_kernel[(batch * heads * num_blocks,)](
         q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), chosen.starts, chosen.listed,
         *coarse, out, *strides(out), log_mass, length, heads, num_blocks, chosen.counts.shape[1], budget,
-        FULL=full, HAS_MASK=key_mask is not None, DENSE=is_dense(length, key_mask, block_size), BLOCK=block_size,
-        TOKENS=max(walk.tokens, block_size), HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options,
+        FULL=full, HAS_MASK=key_mask is not None, DENSE=dense, BLOCK=block_size, TOKENS=max(walk.tokens, block_size),
+        HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options(q.dtype, dense),
     )  # fmt: skip
     return out, log_mass, *chosen
 

@@ -28,9 +28,9 @@ from kernels.mra.triton import UNSEEN, Walk, gather_rows, gathered_tokens, is_de
 from kernels.mra.triton_select import LOG2E, Selection, fill_rows, load_means, score_precision, transpose
 
 # By padded head dimension.
-QUERIES = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 128), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+QUERIES = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 136), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 COARSE_WARPS = {16: 2, 32: 2, 64: 4, 128: 4}
-KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 168), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 200), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 
 
 @triton.jit
@@ -288,19 +288,20 @@ def backward(
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     inputs = (q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask_arguments(key_mask, q))
     sizes, grid = (length, heads, num_blocks, side, budget), (batch * heads * num_blocks,)
+    dense = is_dense(length, key_mask, block_size)
     constants = dict(
-        FULL=full, HAS_MASK=key_mask is not None, DENSE=is_dense(length, key_mask, block_size), BLOCK=block_size,
+        FULL=full, HAS_MASK=key_mask is not None, DENSE=dense, BLOCK=block_size,
         HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype),
     )  # fmt: skip
     walk = KEYS[width]
     keys_kernel[grid](
         *inputs, starts, listed, log_mass, delta, coarse[1], coarse[2],
         grad_k, *strides(grad_k), grad_v, *strides(grad_v), *sizes,
-        TOKENS=max(walk.tokens, block_size), **constants, **walk.options,
+        TOKENS=max(walk.tokens, block_size), **constants, **walk.options(q.dtype, dense),
     )  # fmt: skip
     walk = QUERIES[width]
     queries_kernel[grid](
         *inputs, chosen.starts, chosen.listed, log_mass, delta, coarse[0], grad_q, *strides(grad_q), *sizes,
-        TOKENS=max(walk.tokens, block_size), **constants, **walk.options,
+        TOKENS=max(walk.tokens, block_size), **constants, **walk.options(q.dtype, dense),
     )  # fmt: skip
     return grad_q, grad_k, grad_v

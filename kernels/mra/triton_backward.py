@@ -30,7 +30,7 @@ from kernels.mra.triton_select import LOG2E, Selection, fill_rows, load_means, s
 # By padded head dimension.
 QUERIES = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 136), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 COARSE_WARPS = {16: 2, 32: 2, 64: 4, 128: 4}
-KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 200), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 
 
 @triton.jit

@@ -2,10 +2,10 @@
 
 With b tokens a block, m refined pairs and nb blocks in each of B·H heads, a call costs
 
-    forward    5 touches of one (B, H, N, D) tensor (pool: q, k, v; attend: q, out), m b D numbers of k and of v gathered
+    forward    5 touches of one (B, H, N, D) tensor (pool: q, k, v; attend: q, out), 2 m b D numbers of k, v gathered
     selection  nb² scores a head (triton_select): 1, 4, 17 MB at N = 1024, 4096, 16384 of the table, written once, read
                twice, and six times more where there are over 128 blocks
-    backward   9 touches, and m b D numbers of q, do, k and v gathered (triton_backward): 7 products of m tiles b × b × D
+    backward   9 touches, 4 m b D numbers of q, do, k, v gathered (triton_backward): 7 products of m tiles b × b × D
 
 so that at 8 blocks of 32 a row the 65,536 tiles of the table decide: 0.27 GB gathered and 67 million exponentials in
 each of three passes. A program owns one block of queries (in the backward pass also of keys) and walks its list,

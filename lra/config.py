@@ -147,14 +147,20 @@ class Config:
     data: DataConfig
     results_dir: str
     seed: int = 0
-    rerun: bool = False
+    rerun: Any = False
     resolved: dict[str, Any] = field(default_factory=dict)  # the whole configuration as plain containers
 
     def __post_init__(self) -> None:
         _require("", 0 <= self.seed < 2**31, "seed", self.seed, "it must be in [0, 2^31)")
         parts, batch = self.trainer.accumulate, self.training.batch_size
+        _require("", self.rerun in (False, True, "failed"), "rerun", self.rerun, "it must be false, true or failed")
         divides = parts > 0 and batch % parts == 0
         _require("trainer.", divides, "accumulate", parts, f"it must divide training.batch_size={batch}")
+
+    @property
+    def afresh(self) -> bool:
+        """Whether the cell starts again though it has finished; `rerun=failed` only repeats one that failed."""
+        return self.rerun is not False and self.rerun != "failed"
 
     @property
     def task_options(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Where a number comes from: code revision, versions, device."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -13,11 +14,18 @@ PACKAGES = ("torch", "triton", "lightning", "hydra-core", "numpy", "numba")
 SHARING = "LRA_CELLS_ON_DEVICE"
 """In the environment of a cell: how many cells the launcher lets share its device."""
 
+AT_SUBMISSION = "LRA_CODE_AT_SUBMISSION"
+"""In the environment of a cell of a sweep: the digest that the code had when the sweep was submitted."""
+
 REPOSITORY = Path(__file__).parents[1]
+
+CODE = ("run.py", "conf/**/*.yaml", "lra/**/*.py", "attention/**/*.py", "kernels/**/*.py")
+NOT_CODE = ("conf/hydra/", "conf/logger/", "conf/suite/")
+"""What numbers depend on: not tests, scripts and documents, not where and how cells are started."""
 
 
 def code_revision() -> dict[str, Any]:
-    """The git commit of the code and whether the checkout differs from it; both None where there is none.
+    """The git commit of the code and whether the checkout differs from it, both None where there is none; its digest.
 
     A copy that git does not describe (a container, a node's local disk, files copied over an older checkout) may name
     its commit in the environment, LRA_REVISION; that counts.
@@ -32,9 +40,20 @@ def code_revision() -> dict[str, Any]:
 
     named = os.environ.get("LRA_REVISION")
     revision = None if named else git("rev-parse", "HEAD")
-    if revision is None:
-        return {"revision": named, "dirty": None}
-    return {"revision": revision, "dirty": bool(git("status", "--porcelain"))}
+    dirty = None if revision is None else bool(git("status", "--porcelain"))
+    found = {"revision": named or revision, "dirty": dirty, "digest": code_digest()}
+    submitted = os.environ.get(AT_SUBMISSION)
+    return found if submitted is None else found | {"digest_at_submission": submitted}
+
+
+def code_digest() -> str:
+    """12 hexadecimal digits over every file that a number can depend on, committed or not."""
+    sha = hashlib.sha256()
+    for path in sorted(path for pattern in CODE for path in REPOSITORY.glob(pattern)):
+        name = path.relative_to(REPOSITORY).as_posix()
+        if not name.startswith(NOT_CODE):
+            sha.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return sha.hexdigest()[:12]
 
 
 def versions() -> dict[str, str | None]:

@@ -78,6 +78,11 @@ class Cell:
         return cls(*(entry[key] for key in ("attention", "task", "protocol", "budget", "seed", "overrides")))
 
 
+def lock_of(directory: Path) -> Path:
+    """The file that the process which trains the cell of a directory holds locked."""
+    return directory.with_name(f"{directory.name}.lock")
+
+
 def canonical_json(data: Any) -> str:
     """The one way to write `data` as JSON: sorted keys, no spaces; ValueError for NaN and infinities."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

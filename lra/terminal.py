@@ -38,12 +38,15 @@ def print_cell(
     (console or Console()).print(panel)
 
 
-def print_multirun(records: Sequence[Record], console: Console | None = None) -> None:
+def print_multirun(
+    records: Sequence[Record], console: Console | None = None, stale: Sequence[str] | None = None
+) -> None:
     """One line a cell, in the order given: attention, task, seed, status, accuracy, steps per second; then what failed.
 
     Protocol and budget have columns only where they differ. Needs `cell` and `status` alone, so that a launcher can
-    describe a cell that died before it wrote a record.
+    describe a cell that died before it wrote a record. `stale` says of each record why it is, or is empty.
     """
+    marks = stale or [""] * len(records)
     console = console or Console()
     cells = [Cell.of(record) for record in records]
     varying = [key for key in ("protocol", "budget") if len({getattr(cell, key) for cell in cells}) > 1]
@@ -51,15 +54,18 @@ def print_multirun(records: Sequence[Record], console: Console | None = None) ->
     for column in ("attention", "task", *varying, "seed", "status", "accuracy %", "steps/s"):
         right = column in ("seed", "accuracy %", "steps/s")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for cell, record in zip(cells, records, strict=True):
+    for cell, record, mark in zip(cells, records, marks, strict=True):
         ok = record["status"] == "ok"
         name = cell.name + ("*" if record["cell"].get("starred") else "")
         names = [name, cell.task, *(getattr(cell, key) for key in varying), str(cell.seed)]
         status = Text(record["status"], style="green" if ok else "bold red")
+        status.append(", stale" if mark else "", style="yellow")
         accuracy = f"{stats.accuracy(*_best(record)):.2f}" if ok else ""
         table.add_row(*map(Text, names), status, accuracy, _number(record.get("steps_per_s"), ".2f"))
     console.print(table)
-    for cell, record in zip(cells, records, strict=True):
+    for cell, record, mark in zip(cells, records, marks, strict=True):
+        if mark:
+            console.print(Text(f"{cell.label}: stale, {mark}; rerun=true repeats it"))
         if record["status"] != "ok":
             message = (record.get("message") or "").strip().partition("\n")[0]
             console.print(Text(f"{cell.label}: {record['status']}{': ' if message else ''}{message}"))

@@ -26,7 +26,7 @@ from lra.loggers import build_logger
 from lra.model import build_classifier
 from lra.module import CellModule, LossNotFiniteError, Score
 from lra.progress import TrainingProgress, quieten_lightning
-from lra.record import FILENAME, SCHEMA, Cell, Record, read_record, write_json
+from lra.record import FILENAME, SCHEMA, Cell, Record, lock_of, read_record, write_json
 from lra.seeding import seed_all
 from lra.tasks import TaskData
 
@@ -42,7 +42,7 @@ def run_cell(config: Config, cell: Cell, *, starred: bool, console: Console) -> 
     """
     directory = cell.directory(config.results_dir)
     stored = read_record(directory / FILENAME)
-    if stored is not None and stored["status"] == "ok" and not config.rerun:
+    if stored is not None and stored["status"] == "ok" and not config.afresh:
         return stored
     run = _Run(config, directory)
     _make_writable(directory)
@@ -123,7 +123,7 @@ class _Run:
             data = task.prepare(Path(config.data.root), progress=console.is_terminal)
             self.known["data"] = {"digest": data.digest, "source": data.source, "counts": data.counts}
         with self.phase("setup"):
-            if config.rerun:
+            if config.afresh:
                 _empty(self.directory)
             self.module = module = self._build_module(task, data)
             trainer = self._build_trainer([self.checkpoints, TrainingProgress(label, console)])
@@ -285,7 +285,7 @@ def _empty(directory: Path) -> None:
 @contextmanager
 def _held(directory: Path, label: str) -> Iterator[None]:
     """Hold the cell: two processes never train it at once. The lock dies with its process."""
-    lock = FileLock(directory.with_name(f"{directory.name}.lock"), timeout=0)
+    lock = FileLock(lock_of(directory), timeout=0)
     try:
         lock.acquire()
     except Timeout as error:

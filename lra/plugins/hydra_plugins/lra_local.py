@@ -17,13 +17,13 @@ class LocalLauncher(Launcher):
     go on; its output is in `seed<k>.log` beside its folder.
     """
 
-    def __init__(self, per_gpu: int = 1):
-        self.per_gpu = per_gpu
+    def __init__(self, per_gpu: int = 1, limit_minutes: float | None = None):
+        self.per_gpu, self.limit_minutes = per_gpu, limit_minutes
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.base = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         jobs = [launcher.check_job(self.context, self.base, overrides) for overrides in job_overrides]
-        launcher.launch(jobs, self.per_gpu)
+        launcher.launch(jobs, self.per_gpu, self.limit_minutes)
         return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED) for job in jobs]

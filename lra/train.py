@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from lightning import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 
 from lra import provenance, tasks
@@ -201,6 +202,9 @@ class _Run:
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             callbacks=callbacks,
+            plugins=[
+                LightningEnvironment()
+            ],  # one process also in a SLURM job, whose signals and requeue are submitit's
             logger=build_logger(self.config.logger, self.directory, self.config.resolved),
             enable_checkpointing=False,  # `Checkpoints` does it
             enable_progress_bar=False,

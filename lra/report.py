@@ -1,4 +1,7 @@
-"""From records to files: `leaderboard.csv`, `summary.csv`, `steps.csv`, byte-identical whatever the records' order."""
+"""From records to files: `leaderboard.csv`, `summary.csv`, `steps.csv`, and the first two as Markdown and LaTeX.
+
+All are byte-identical whatever the order of the records.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,13 +12,14 @@ import pandas as pd
 from filelock import FileLock
 from omegaconf import OmegaConf
 
+from lra import documents
 from lra.leaderboard import distinct, leaderboard, row_of
 from lra.record import Record, read_records, write_text
 from lra.steps import SECONDS, steps
 from lra.summary import summary
 from lra.terminal import print_cell, print_multirun
 
-__all__ = ["Tables", "build", "print_cell", "print_multirun", "refresh", "row_of", "suites", "to_csv"]
+__all__ = ["Tables", "build", "print_cell", "print_multirun", "refresh", "row_of", "suites", "to_csv", "to_documents"]
 
 SUITES = Path(__file__).parents[1] / "conf" / "suite"
 DECIMALS = {"steps_per_s": 3, "peak_mem_mib": 1, **dict.fromkeys(SECONDS, 1)}
@@ -67,6 +71,14 @@ def to_csv(table: pd.DataFrame) -> str:
         column: DECIMALS.get(str(column), DEFAULT_DECIMALS) for column in table.select_dtypes("float64")
     }
     return table.round(decimals).to_csv(index=False, lineterminator="\n", na_rep="")
+
+
+def to_documents(tables: Tables, results_dir: str | Path) -> list[Path]:
+    """Write `tables.md` and `tables.tex`: leaderboard and summary for a page and for a paper; their paths."""
+    paths = [Path(results_dir, "tables.md"), Path(results_dir, "tables.tex")]
+    for path, render in zip(paths, (documents.markdown, documents.latex), strict=True):
+        write_text(path, render(tables.leaderboard, tables.summary))
+    return paths
 
 
 def suites(folder: str | Path = SUITES) -> dict[str, list[str]]:

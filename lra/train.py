@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from lightning import Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from rich.console import Console
 
 from lra import provenance, tasks

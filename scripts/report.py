@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a clone that is not installed
 
 from lra.efficiency import picture, table
-from lra.report import refresh
+from lra.report import refresh, to_documents
 
 
 def main() -> int:
@@ -19,6 +19,8 @@ def main() -> int:
     tables = refresh(results_dir)
     for path in tables.paths:
         print(f"{path}: {len(getattr(tables, path.stem))} rows")
+    for path in to_documents(tables, results_dir):
+        print(path)
     problems = list(tables.problems)
     if (results_dir / table.FOLDER).is_dir():
         rows, found = table.refresh(results_dir)

@@ -97,7 +97,7 @@ def collect(sweep: Sweep, console: Console) -> bool:
     tables = report.refresh(sweep.results_dir)
     states = of(sweep)
     show(sweep, states, console)
-    for path in tables.paths:
+    for path in [*tables.paths, *report.to_documents(tables, sweep.results_dir)]:
         console.print(str(path), soft_wrap=True)
     return all(state.what == "ok" for state in states)
 

@@ -14,7 +14,7 @@ from typing import Any
 from submitit.helpers import DelayedSubmission
 
 from lra import provenance
-from lra.launcher import Job, run_job
+from lra.launcher import CONTINUES, Job, run_job
 from lra.record import write_json
 
 
@@ -32,7 +32,7 @@ class Pack:
     code: str
 
     def __call__(self) -> list[str]:
-        """Run the cells; the status of each."""
+        """Run the cells; how each ended."""
         os.chdir(self.directory)
         state = self._begin()
         cache = tempfile.mkdtemp(prefix="lra-compiled-", dir=os.environ.get("SLURM_TMPDIR"))
@@ -48,7 +48,7 @@ class Pack:
         finally:
             shutil.rmtree(cache, ignore_errors=True)
         self._write(state | {"now": None, "over": True})
-        return [state["ended"][str(index)] for index in range(len(self.jobs))]
+        return [state["ended"].get(str(index), "stopped") for index in range(len(self.jobs))]
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit runs after a preemption or a time limit: the same; `state` knows what is done."""
@@ -65,7 +65,9 @@ class Pack:
             state["begun"].append(index)
         self._write(state | {"now": index})
         job.directory.parent.mkdir(parents=True, exist_ok=True)
-        state["ended"][str(index)] = run_job(job, environment=environment)["status"]
+        status = run_job(job, environment=environment)["status"]
+        if status not in CONTINUES:  # else the node may be going down: where the job is requeued, the cell continues
+            state["ended"][str(index)] = status
         self._write(state)
 
     def _begin(self) -> dict[str, Any]:

@@ -272,6 +272,14 @@ def test_a_requeued_job_goes_on_where_it_stopped_and_begins_nothing_afresh(tmp_p
     assert ran == [(0, ["rerun=true"]), (1, ["rerun=true"]), (1, []), (2, ["rerun=true"])]
 
 
+def test_a_cell_stopped_with_its_node_continues_when_the_job_is_requeued(tmp_path: Path, monkeypatch):
+    """SLURM's SIGTERM reaches the cell too; a cell that failed by itself is not run again."""
+    outcomes = iter(["preempted", "nan", "ok"])
+    monkeypatch.setattr("lra.sweep.worker.run_job", lambda job, environment: made("mra", status=next(outcomes)))
+    assert pack(tmp_path, [])() == ["stopped", "nan"]
+    assert pack(tmp_path, [])() == ["ok", "nan"]
+
+
 def test_cells_of_a_job_share_what_is_compiled_in_a_folder_of_its_own(tmp_path: Path, monkeypatch):
     caches = []
 

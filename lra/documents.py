@@ -1,0 +1,131 @@
+"""The tables as people paste them: Markdown for a page, LaTeX (booktabs) for a paper; the CSV stays the source."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pandas as pd
+
+LEADERBOARD = {
+    "attention": "attention",
+    "accuracy": "accuracy %",
+    "seeds": "seeds",
+    "failures": "failed",
+    "test_ci95": "test interval",
+    "published": "published",
+    "certainty": "certainty",
+    "gap": "gap",
+    "steps_per_s": "steps/s",
+    "peak_mem_mib": "MiB",
+}
+"""What a reader compares, and its heading; everything else stands in the CSV."""
+
+ALWAYS = ("attention", "accuracy", "seeds")
+"""Columns that stay though they be empty."""
+
+GROUP = ["protocol", "budget", "task", "device", "data_digest"]
+"""A table of its own for each: what is in one table compares."""
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+LATEX |= {"±": r"$\pm$", "×": r"$\times$", "–": "--"}
+
+
+def markdown(leaderboard: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """Both tables as one Markdown page: a section a suite, then one a task; a trailing newline."""
+    parts = ["# Results"]
+    for title, note, table in _sections(leaderboard, summary):
+        head = [_md(column) for column in table.columns]
+        rule = ["---" if column == "attention" else "---:" for column in table.columns]
+        rows = [[_md(value) for value in row] for row in table.itertuples(index=False)]
+        lines = [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+        parts += [f"## {_md(title)}", _md(note), "\n".join(lines)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def latex(leaderboard: pd.DataFrame, summary: pd.DataFrame) -> str:
+    r"""Both tables as `table` environments to `\input`; they need `\usepackage{booktabs}`."""
+    parts = [r"% Needs \usepackage{booktabs}."]
+    for title, note, table in _sections(leaderboard, summary):
+        caption = f"{title}. {note}".removesuffix(" ").removesuffix(".") + "."
+        rows = [" & ".join(_tex(value) for value in row) + r" \\" for row in table.itertuples(index=False)]
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\caption{{{_tex(caption)}}}",
+                    rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+                    r"\toprule",
+                    " & ".join(_tex(column) for column in table.columns) + r" \\",
+                    r"\midrule",
+                    *rows,
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                    r"\end{table}",
+                ]
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(leaderboard: pd.DataFrame, summary: pd.DataFrame) -> Iterable[tuple[str, str, pd.DataFrame]]:
+    """Title, note and table of text cells, in the order of the CSV files."""
+    for key, rows in summary.groupby(["suite", "protocol", "budget", "device"], sort=False, dropna=False):
+        suite, protocol, budget, device = (str(part) for part in key)  # type: ignore[union-attr]
+        yield f"Suite {suite}", _note(protocol, budget, device), _summary(rows)
+    for key, rows in leaderboard.groupby(GROUP, sort=False, dropna=False):
+        protocol, budget, task, device, digest = (str(part) for part in key)  # type: ignore[union-attr]
+        data = f", data {digest[:12]}" if digest else ""
+        yield task, _note(protocol, budget, device) + data, _leaderboard(rows)
+
+
+def _note(protocol: str, budget: str, device: str) -> str:
+    return f"Protocol {protocol}, budget {budget}, {device or 'device unknown'}"
+
+
+def _summary(rows: pd.DataFrame) -> pd.DataFrame:
+    tasks = [c for c in rows.columns if rows[c].dtype == "float64" and c not in ("average", "mean_rank")]
+    shown = [task for task in tasks if any(rows[task].notna())]
+    columns = {"attention": rows["attention"].astype(str)}
+    columns |= {task: rows[task].map(_decimals(2)) for task in [*shown, "average", "mean_rank"]}
+    columns["failed"] = rows["failures"].map(lambda n: str(n) if n else "")
+    return pd.DataFrame(columns).rename(columns={"mean_rank": "mean rank"})
+
+
+def _leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean ± standard deviation in one cell, an interval in another; a column that is empty throughout is left out."""
+    cells = [_cells(row) for row in rows.to_dict("records")]
+    kept = [key for key in LEADERBOARD if key in ALWAYS or any(row[key] for row in cells)]
+    return pd.DataFrame([[row[key] for key in kept] for row in cells], columns=[LEADERBOARD[key] for key in kept])
+
+
+def _cells(row: dict[Any, Any]) -> dict[str, str]:
+    two, one = _decimals(2), _decimals(1)
+    spread, low = two(row["accuracy_std"]), one(row["test_ci95_low"])
+    return {
+        "attention": str(row["attention"]),
+        "accuracy": two(row["accuracy_mean"]) + (f" ± {spread}" if spread else ""),
+        "seeds": str(row["n_seeds"]),
+        "failures": str(row["failure_kinds"]) if row["failures"] else "",
+        "test_ci95": f"{low} – {one(row['test_ci95_high'])}" if low else "",
+        "published": two(row["published"]),
+        "certainty": "" if pd.isna(row["published_certainty"]) else str(row["published_certainty"]),
+        "gap": "" if pd.isna(row["gap"]) else f"{row['gap']:+.2f}",
+        "steps_per_s": two(row["steps_per_s"]),
+        "peak_mem_mib": _decimals(0)(row["peak_mem_mib"]),
+    }
+
+
+def _decimals(count: int) -> Callable[[Any], str]:
+    """A number with so many decimals; a missing one is empty, never zero."""
+    return lambda value: "" if pd.isna(value) else f"{value:.{count}f}"
+
+
+def _md(text: str) -> str:
+    for character in "\\|*_`":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def _tex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)

@@ -73,12 +73,15 @@ def _run_one(composed: DictConfig) -> None:
     cell, starred = identify(composed, HydraConfig.get().runtime.choices)
 
     from lra import report  # imports pandas; `--cfg job` and mistakes need not wait for it
+    from lra.staleness import stale
     from lra.train import run_cell
 
     console = Console()
     record = run_cell(config, cell, starred=starred, console=console)
     tables = report.refresh(config.results_dir)
     report.print_cell(record, config.results_dir, console, report.row_of(tables.leaderboard, record))
+    if reason := stale(record, config):
+        console.print(f"stale: {reason}; rerun=true repeats it", soft_wrap=True)
     if record["status"] != "ok":
         raise CellFailedError(130 if record["status"] == "interrupted" else 1)
 

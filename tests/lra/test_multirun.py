@@ -99,6 +99,8 @@ def test_a_finished_cell_of_other_code_or_data_is_marked_and_kept(
         assert f"ok, finished before, stale ({reason}" in shown
         assert "ok, stale" in shown
         assert json.loads(path.read_text()) == before | changes
+        assert tiny(grid, "attention=none", "training.learning_rate=1e-4", f"data.root={data_root}") == 0
+        assert f"stale: {reason}" in capfd.readouterr().out
     finally:
         write_json(path, before)
 

@@ -9,12 +9,12 @@
 `conf/hydra/launcher/slurm.yaml` holds partition, time, memory and the like.
 """
 
+import runpy
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import run
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # so that it runs from a clone that is not installed
 
 if __name__ == "__main__":
     try:
@@ -23,4 +23,4 @@ if __name__ == "__main__":
         if error.name != "submitit":
             raise
         sys.exit("scripts/sweep.py needs submitit; pip install 'lra-harness[cluster]'")
-    sys.exit(main(sys.argv[1:], run.main))
+    sys.exit(main(sys.argv[1:], runpy.run_path(str(ROOT / "run.py"), run_name="run")["main"]))

@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from efficiency import H100, row_record
-from inputs import padding
 from torch import Tensor
 
 import attention
 from attention import Attention
-from lra.efficiency import baseline, picture, table, tiled, timing
+from lra.efficiency import baseline, picture, table, timing
 from lra.efficiency.calls import draw, inference, suffix_padding, training
 from lra.efficiency.cases import LENGTHS, Case, cases
 from lra.efficiency.check import check
@@ -175,12 +174,6 @@ def test_a_slower_call_takes_longer():
 # The baseline
 
 
-def test_with_a_mask_compiled_flex_attention_competes():
-    cuda = torch.device("cuda")
-    assert set(baseline.paths(cuda, masked=True)) - set(baseline.paths(cuda, masked=False)) == {"flex"}
-    assert baseline.paths(CPU, masked=True) == ("default",)
-
-
 def test_the_fastest_right_path_is_the_baseline_and_the_others_are_recorded(monkeypatch: pytest.MonkeyPatch):
     class Slow(baseline.SDPA):
         def attend(self, q, k, v, key_mask):
@@ -202,23 +195,6 @@ def test_the_fastest_right_path_is_the_baseline_and_the_others_are_recorded(monk
     assert best.refused["refusing"] == "not for me"
     assert best.refused["wrong"].startswith("output: relative error")
     assert best.refused.keys() == {"refusing", "wrong"}
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_attention_over_tiles_keeps_to_the_check(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(baseline, "_compiled", lambda: tiled.tiled_attention)
-    module, masked = baseline.build("flex", 2, 32, 200), case("softmax", 200, masked=True)
-    q, k, v, mask, _ = draw(masked, CPU, torch.float32)
-    inputs = (q.detach(), k.detach(), v.detach(), mask)
-    torch.testing.assert_close(module(*inputs), build("softmax", 200)(*inputs))
-
-
-@pytest.mark.parametrize("kind", ["suffix", "scattered", "one", "empty"])
-def test_tiles_hold_every_pair_of_real_tokens_and_skip_what_has_none(kind: str):
-    mask = padding(3, 300, kind=kind)
-    dense = tiled.tiles(mask).to_dense()[:, 0]
-    some = torch.nn.functional.pad(mask, (0, 84)).unflatten(1, (3, 128)).any(-1)
-    assert torch.equal(dense.bool(), some[:, :, None] & some[:, None, :])
 
 
 # Rows

@@ -25,7 +25,7 @@ class Checkpoints(Callback):
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.saved_step = 0  # of `last.ckpt`
+        self.saved_step = 0  # of `last.ckpt`, which a later run continues from; 0 without one
         self._saved_at = -math.inf
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

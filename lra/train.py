@@ -75,7 +75,8 @@ def _run_and_record(run: "_Run", cell: Cell, starred: bool, console: Console) ->
     except LossNotFiniteError as error:
         record |= {"status": "nan", "message": str(error)}
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
-        kept = f"step {run.checkpointed}, its last checkpoint" if run.checkpointed else "the start, before a checkpoint"
+        saved = run.checkpoints.saved_step
+        kept = f"step {saved}, its last checkpoint" if saved else "the start, before a checkpoint"
         message = f"stopped at step {run.step}; without rerun=true the command continues from {kept}"
         record |= {"status": "interrupted", "message": message}
     except Exception as error:
@@ -103,11 +104,6 @@ class _Run:
     @property
     def step(self) -> int:
         return self.module.step if self.module else 0
-
-    @property
-    def checkpointed(self) -> int:
-        """The step that a later run continues from; 0 without a checkpoint."""
-        return self.checkpoints.saved_step
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

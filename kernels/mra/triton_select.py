@@ -206,7 +206,11 @@ def rank_kernel(
     GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SIDE: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What scores, digits and tally do, for one head of SIDE padded blocks."""
+    """What scores, digits and tally do, for one head of SIDE padded blocks.
+
+    To be launched without contraction to fused multiply-adds: max S − S has to round as it does in `finish_kernel`,
+    which reads S from memory. A key that differs in its last bit is counted here and not listed there.
+    """
     head = tl.program_id(0).to(tl.int64)
     x, y = tl.arange(0, SIDE), tl.arange(0, SIDE)
     row, column = head * SIDE + x, head * SIDE + y
@@ -452,7 +456,7 @@ def select(
     if side <= SIDE:
         rank_kernel[(sequences,)](
             means[0], means[1], counts, scores, peaks, tally, threshold, chosen.words, num_blocks, budget,
-            **order, **products, SIDE=side, num_warps=side // 8,
+            **order, **products, SIDE=side, num_warps=side // 8, enable_fp_fusion=False,
         )  # fmt: skip
     else:
         digits = torch.empty(sequences, LEVELS.value, BINS.value, **whole)

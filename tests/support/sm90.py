@@ -28,6 +28,8 @@ POINTERS = {
     torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 
+LAUNCH_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -37,6 +39,7 @@ class Compiled:
     shared: int
     registers: int
     local: int  # bytes of spills a thread
+    fused: int  # fused multiply-adds of float32 in the program text, those of tensor cores not counted
 
 
 def _argument(value: object) -> tuple[str, bool]:
@@ -54,7 +57,7 @@ def compiled(call: Callable[[], object]) -> list[Compiled]:
 
     def compile_launch(self, *args, grid, warmup, **kwargs):
         names = [p.name for p in self.params]
-        options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in kwargs}
+        options = {key: kwargs.pop(key) for key in LAUNCH_OPTIONS if key in kwargs}
         bound = {**dict(zip(names, args, strict=False)), **kwargs}
         constants = {p.name: bound[p.name] for p in self.params if p.is_constexpr}
         signature = {n: "constexpr" if n in constants else _argument(bound[n])[0] for n in names}
@@ -68,7 +71,8 @@ def compiled(call: Callable[[], object]) -> list[Compiled]:
             return
         source = ASTSource(self, signature, {(names.index(n),): c for n, c in constants.items()}, divisible)
         kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        seen[key] = Compiled(self.fn.__name__, kernel.metadata.shared, *_resources(kernel.asm["cubin"]))
+        fused = kernel.asm["ptx"].count("fma.rn.f32")
+        seen[key] = Compiled(self.fn.__name__, kernel.metadata.shared, *_resources(kernel.asm["cubin"]), fused)
 
     original = triton.JITFunction.run
     triton.JITFunction.run = compile_launch

@@ -88,6 +88,8 @@ class CellModule(LightningModule):
         self._loss = torch.zeros((), device=self.device)
         self._eval_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self._eval_correct = torch.zeros((), dtype=torch.long, device=self.device)
+        # The class of each test item; one place more takes those of a batch that do not count.
+        self._predicted = torch.zeros(len(self._splits["test"]) + 1, dtype=torch.long, device=self.device)
         self._objective = torch.compile(objective, dynamic=False) if self._compiled else objective
         captures = self._compiled and self.device.type == "cuda"
         pool = torch.cuda.graph_pool_handle() if captures else None
@@ -199,6 +201,7 @@ class CellModule(LightningModule):
 
     def test_step(self, batch: int, batch_idx: int) -> None:
         self.test_score = self.evaluate("test")
+        self.test_predictions = self._predicted[:-1].clone().cpu().numpy()
 
     @torch.no_grad()
     def evaluate(self, split: str) -> Score:
@@ -220,10 +223,13 @@ class CellModule(LightningModule):
 
     def _score(self, split: str) -> None:
         """The device's part of evaluating a batch: adds up the items of `_index` that `_counts` names."""
+        tokens, labels = self._splits[split].gather(self._index)
         with self._autocast():
-            losses, _, correct = self._objective(self.model, *self._splits[split].gather(self._index))
+            losses, _, predicted = self._objective(self.model, tokens, labels)
         self._eval_loss += (losses * self._counts).sum()
-        self._eval_correct += (correct & self._counts).sum()
+        self._eval_correct += ((predicted == labels) & self._counts).sum()
+        if split == "test":
+            self._predicted[self._index.masked_fill(~self._counts, len(self._predicted) - 1)] = predicted
 
     # Optimiser, precision, state
 
@@ -271,10 +277,10 @@ STATE = ("step", "curve", "train_seconds", "timed_steps", "timed_seconds")
 
 
 def objective(model: Classifier, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross entropy of each item (B,), the attention's own loss (), and which items are right (B,)."""
+    """Cross entropy of each item (B,), the attention's own loss (), and the class that each is taken for (B,)."""
     logits = model(tokens).float()
     losses = functional.cross_entropy(logits, labels, reduction="none")
-    return losses, model.auxiliary_loss(), logits.argmax(-1) == labels
+    return losses, model.auxiliary_loss(), logits.argmax(-1)
 
 
 class Intervals:

@@ -94,13 +94,18 @@ def overrides_hash(overrides: Mapping[str, Any]) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """`write_bytes` of a text as UTF-8, its line ends as they are."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file that is always whole: temporary file beside it, fsync, rename. Makes the folder if needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -3,11 +3,14 @@
 import statistics
 from collections.abc import Sequence
 
-from scipy.special import ndtri, stdtrit
+from scipy.special import bdtr, chdtrc, ndtri, stdtrit
 
 Interval = tuple[float, float]
 Count = tuple[int, int]
 """Correct and total items of one seed."""
+
+FEW_DISCORDANT = 25
+"""Below so many discordant items McNemar's test is exact; from there χ² with continuity correction agrees with it."""
 
 
 def accuracy(correct: float, total: int) -> float:
@@ -69,3 +72,18 @@ def half_width(interval: Interval) -> float:
 def at_chance(count: Count, class_prior: float) -> bool:
     """Whether a seed never left the class prior (a share in 0 .. 1): its own Wilson interval begins at or below it."""
     return wilson_interval(*count)[0] <= 100 * class_prior
+
+
+def mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
+    """Two-sided p value of two models being right equally often on the same items, and how it was found.
+
+    only_first, only_second   items that one of the two gets right and the other wrong; the others say nothing
+
+    With n of them in all, under the hypothesis Binomial(n, 1/2) of them fall to each: "exact" where n is small,
+    "chi2" of (|only_first - only_second| - 1)² / n with one degree of freedom where it is not.
+    Source: McNemar, Psychometrika 12 (1947); correction of Edwards, Psychometrika 13 (1948).
+    """
+    n = only_first + only_second
+    if n < FEW_DISCORDANT:
+        return min(1.0, 2 * float(bdtr(min(only_first, only_second), n, 0.5))), "exact"
+    return float(chdtrc(1, max(0, abs(only_first - only_second) - 1) ** 2 / n)), "chi2"

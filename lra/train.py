@@ -19,13 +19,14 @@ from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from rich.console import Console
 
-from lra import provenance, tasks
+from lra import predictions, provenance, tasks
 from lra.checkpoints import BEST, LAST, Checkpoints, best_point
 from lra.config import Config
 from lra.errors import UserError
 from lra.loggers import build_logger
 from lra.model import build_classifier
 from lra.module import CellModule, LossNotFiniteError, Score
+from lra.predictions import Predictions
 from lra.progress import TrainingProgress, quieten_lightning
 from lra.record import FILENAME, SCHEMA, Cell, Record, lock_of, read_record, write_json
 from lra.seeding import seed_all
@@ -131,7 +132,8 @@ class _Run:
                 self._note_memory()
             self.wall["compile"] = module.compile_seconds
         with self.phase("test"):
-            scores = self._test(trainer, module)
+            scores, predicted = self._test(trainer, module)
+            predictions.write(self.directory, Predictions(data.splits["test"].labels, **predicted))
         return {"test": {name: _integers(score) for name, score in scores.items()}, "validation": _validation(module)}
 
     def _resume(self, module: CellModule) -> Path | None:
@@ -208,10 +210,11 @@ class _Run:
             default_root_dir=self.directory,
         )
 
-    def _test(self, trainer: Trainer, module: CellModule) -> dict[str, Score]:
-        """Scores of the last step and of the best validation, on the whole test set."""
+    def _test(self, trainer: Trainer, module: CellModule) -> tuple[dict[str, Score], dict[str, np.ndarray]]:
+        """Scores and predictions of the last step and of the best validation, on the whole test set."""
         trainer.test(module, verbose=False)
         last = best = module.test_score
+        predicted: dict[str, np.ndarray] = {name: module.test_predictions for name in ("best", "last")}
         best_step = int(best_point(module.curve)["step"])
         if best_step != last.step:
             checkpoint = torch.load(self.directory / BEST, map_location=self.device, weights_only=True)
@@ -221,7 +224,8 @@ class _Run:
             module.load_state_dict(checkpoint["state_dict"])
             trainer.test(module, verbose=False)
             best = replace(module.test_score, step=best_step)
-        return {"best": best, "last": last}
+            predicted["best"] = module.test_predictions
+        return {"best": best, "last": last}, predicted
 
     def _note_memory(self) -> None:
         if self.device.type == "cuda":

@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit
 
 from lra.counter_rng import below, draw, stream
-from lra.tasks.pathfinder.stamps import INK, LIMIT, SCALE, TURN_SAMPLES, ZONE, Stamps, stamps
+from lra.tasks.pathfinder.stamps import INK, LIMIT, SCALE, TURN_SAMPLES, ZONE, stamps
 from lra.tasks.pathfinder.style import STYLES
 
 TRIES = 3
@@ -84,39 +84,15 @@ def draw_image(window: int, contour_length: int, seed: int, index: int) -> Drawi
     _grow_pair(random, *tools, sizes, kit.empty, seen, chains, tips)
     np.maximum(seen[0], seen[1], out=seen[0])
     number, length = style.distractors(contour_length)
-    distractors = []
+    distractors, found = np.empty((number * length, 3), np.int64), 0
     for _ in range(number):
-        chain = np.empty((length, 3), np.int64)
-        distractors.append(chain[: _grow_distractor(random, *tools, sizes, seen, chain)])
+        found += _grow_distractor(random, *tools, sizes, seen, distractors[found : found + length])
     marked = np.array([[first, 0], [first if label else 1 - first, 1]])
-    layers = [(chains[0], style.paddle_contrast), (chains[1], style.paddle_contrast), (np.concatenate(distractors), 1)]
-    image, owner = _compose(
-        window, kit, [(chain, style.contrast * contrast) for chain, contrast in layers], tips[tuple(marked.T)]
-    )
+    contrasts = (np.array([style.paddle_contrast, style.paddle_contrast, 1]) * style.contrast).astype(np.float32)
+    ink = np.zeros((4, *kit.empty.shape[1:]))  # of the contours, the distractors, the markers
+    image, owner = np.empty((window, window), np.uint8), np.empty((window, window), np.uint8)
+    _paint(kit.paddles, kit.marker, chains, distractors[:found], tips, marked, contrasts, ink, image, owner)
     return Drawing(image, label, owner, tips, marked, chains, margin)
-
-
-def _compose(
-    window: int, kit: Stamps, layers: list[tuple[np.ndarray, float]], marked: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The brightest ink of each pixel, stretched; and the layer it is of. A layer: its paddles and their contrast."""
-    ink = np.zeros((len(layers) + 1, *kit.empty.shape[1:]))
-    for number, (chain, contrast) in enumerate(layers):
-        for paddle, y, x in chain.tolist():
-            _lay(contrast * kit.paddles[paddle, INK], y, x, ink[number])
-    for y, x in marked.tolist():
-        _lay(kit.marker, y, x, ink[-1])
-    border = len(kit.marker) // 2
-    ink = ink[:, border : border + window, border : border + window]
-    image = np.floor(255 * (ink.max(0) / ink.max()) + 0.5).astype(np.uint8)
-    owner = np.where(ink[:-1].any(0), 1 + ink[:-1].argmax(0), 0).astype(np.uint8)
-    return np.where(image < BLACK, 0, image).astype(np.uint8), owner
-
-
-def _lay(stamp: np.ndarray, y: int, x: int, picture: np.ndarray) -> None:
-    """picture = max(picture, stamp with its anchor at (y, x)); pictures have a border of half a stamp."""
-    place = picture[y : y + len(stamp), x : x + len(stamp)]
-    np.maximum(place, stamp, out=place)
 
 
 # Compiled: contours. Arguments: `random` holds key and counter; lookup … turn are those of `Stamps`; `seen` is what a
@@ -327,3 +303,39 @@ def _word(random):
     word = draw(random[0], random[1])
     random[1] += np.uint64(1)
     return word
+
+
+# Compiled: their picture, for threads wait for each other wherever Python works
+
+
+@njit(nogil=True)
+def _paint(paddles, marker, chains, distractors, tips, marked, contrasts, ink, image, owner):
+    """Fills image and owner, see `Drawing`; ink comes in as zeros."""
+    for contour in range(2):
+        for paddle in chains[contour]:
+            _lay(paddles[paddle[0], INK], paddle[1], paddle[2], contrasts[contour], ink[contour])
+        tip = tips[marked[contour, 0], marked[contour, 1]]
+        _lay(marker, tip[0], tip[1], np.float32(1), ink[3])
+    for paddle in distractors:
+        _lay(paddles[paddle[0], INK], paddle[1], paddle[2], contrasts[2], ink[2])
+    border, brightest = len(marker) // 2, 0.0
+    for exposing in range(2):
+        for y in range(len(image)):
+            for x in range(len(image)):
+                most, whose = 0.0, 0
+                for layer in range(3):
+                    if ink[layer, border + y, border + x] > most:
+                        most, whose = ink[layer, border + y, border + x], layer + 1
+                most = max(most, ink[3, border + y, border + x])
+                if exposing:
+                    value = np.floor(255 * (most / brightest) + 0.5)
+                    image[y, x], owner[y, x] = 0 if value < BLACK else value, whose
+                brightest = max(brightest, most)
+
+
+@njit(nogil=True)
+def _lay(stamp, y, x, contrast, picture):
+    """picture = max(picture, contrast · stamp with its anchor at (y, x)); pictures have a border of half a stamp."""
+    for row in range(len(stamp)):
+        for column in range(len(stamp)):
+            picture[y + row, x + column] = max(picture[y + row, x + column], contrast * stamp[row, column])

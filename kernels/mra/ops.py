@@ -6,7 +6,7 @@ from torch import Tensor
 from kernels.common.launch import block_dim, state_dtype, unit_last_stride
 from kernels.common.ops import register_op
 from kernels.mra import triton, triton_backward
-from kernels.mra.triton_select import padded
+from kernels.mra.triton_select import padded, weights_like
 
 
 def _forward(
@@ -16,24 +16,27 @@ def _forward(
     batch, heads, length, dim = q.shape
     sequences, blocks, dtype = batch * heads, -(-length // block_size), state_dtype(q.dtype)
     side, whole = padded(blocks), torch.int32
+    counts = q.new_empty(sequences, side, dtype=dtype)
     return (
         q.new_empty(batch, length, heads, dim).transpose(1, 2),
         q.new_empty(sequences, blocks * block_size, dtype=dtype),
         q.new_empty(3, sequences, side, block_dim(dim), dtype=dtype),
-        q.new_empty(sequences, side, dtype=dtype),
+        counts,
         q.new_empty(sequences, side, side // 32, dtype=whole),
         q.new_empty(sequences, side // 32, dtype=whole),
         q.new_empty(sequences, side + 1, dtype=whole),
         q.new_empty(sequences, budget, dtype=whole),
+        counts.new_empty(sequences, side),
+        weights_like(counts, q.dtype, full),
     )
 
 
 def _run_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, log_mass: Tensor,
     means: Tensor, counts: Tensor, bits: Tensor, words: Tensor, starts: Tensor, listed: Tensor,
-    full: bool, block_size: int,
+    peaks: Tensor, weights: Tensor, full: bool, block_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    state = [means, counts, bits, words, starts, listed]
+    state = [means, counts, bits, words, starts, listed, peaks, weights]
     return triton_backward.backward(grad, q, k, v, key_mask, out, log_mass, state, full, block_size)
 
 
@@ -42,11 +45,14 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tupl
 
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? key_mask"
-_STATE = "Tensor means, Tensor counts, Tensor bits, Tensor words, Tensor starts, Tensor listed"
-_EIGHT = ", ".join(["Tensor"] * 8)
+_STATE = (
+    "Tensor means, Tensor counts, Tensor bits, Tensor words, Tensor starts, Tensor listed, "
+    "Tensor peaks, Tensor weights"
+)
+_RESULTS = ", ".join(["Tensor"] * 10)
 forward = register_op(
     "mra_forward",
-    f"({_INPUTS}, bool full, int block_size, int budget, int first_blocks, int diagonal_blocks) -> ({_EIGHT})",
+    f"({_INPUTS}, bool full, int block_size, int budget, int first_blocks, int diagonal_blocks) -> ({_RESULTS})",
     triton.forward,
     _forward,
 )

@@ -166,7 +166,7 @@ def forward(
     walk, dense = ATTEND[width], is_dense(length, key_mask, block_size)
     attend_kernel[(batch * heads * num_blocks,)](
         q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), chosen.starts, chosen.listed,
-        *coarse, out, *strides(out), log_mass, length, heads, num_blocks, chosen.counts.shape[1], budget,
+        chosen.peaks, *coarse, out, *strides(out), log_mass, length, heads, num_blocks, chosen.counts.shape[1], budget,
         FULL=full, HAS_MASK=key_mask is not None, DENSE=dense, BLOCK=block_size, TOKENS=max(walk.tokens, block_size),
         HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options(q.dtype, dense),
     )  # fmt: skip

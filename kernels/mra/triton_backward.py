@@ -25,11 +25,11 @@ from torch import Tensor
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, strides
 from kernels.common.tiles import load_rows, place, product, real_rows, store_rows
 from kernels.mra.triton import UNSEEN, Walk, gather_rows, gathered_tokens, is_dense, real_gathered
-from kernels.mra.triton_select import LOG2E, Selection, fill_rows, load_means, score_precision, transpose
+from kernels.mra.triton_select import LOG2E, Selection, fill_rows, load_means, transpose
 
 # By padded head dimension.
 QUERIES = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 136), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
-COARSE_WARPS = {16: 2, 32: 2, 64: 4, 128: 4}
+COARSE = {16: (32, 64, 2, 2), 32: (32, 64, 2, 2), 64: (32, 64, 4, 2), 128: (32, 32, 4, 2)}
 KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 
 
@@ -38,7 +38,7 @@ def summarise_kernel(
     out_ptr, out_b, out_h, out_n,
     grad_ptr, grad_b, grad_h, grad_n,
     mask_ptr, mask_b, mask_n,
-    log_mass_ptr, delta_ptr, floor_ptr, sum_ptr, share_ptr,  # L, δ (B·H, nb · b); R, u, t (B·H, P, …)
+    log_mass_ptr, delta_ptr, peak_ptr, sum_ptr, share_ptr,  # L, δ (B·H, nb · b); p, u, t (B·H, P, …)
     length, num_heads, num_blocks, side,
     FULL: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
@@ -57,74 +57,50 @@ def summarise_kernel(
     row = (head * num_blocks + x) * BLOCK + offset_n
     tl.store(delta_ptr + row, delta)
     if FULL:
-        log_mass = tl.load(log_mass_ptr + row)
-        floor = tl.min(log_mass)
-        weight = tl.exp2(floor - log_mass)
-        floor_ptr += head * side
+        weight = tl.exp2(tl.load(peak_ptr + head * side + x) - tl.load(log_mass_ptr + row))
         share_ptr += head * side
         sum_ptr += head * side * BLOCK_D
-        tl.store(floor_ptr + x, floor)
         tl.store(share_ptr + x, tl.sum(weight * delta))
         tl.store(sum_ptr + x * BLOCK_D + offset_d, tl.sum(weight[:, None] * grad, axis=0))
         if x == num_blocks - 1:
-            fill_rows(floor_ptr, UNSEEN, num_blocks, side, 1)
             fill_rows(share_ptr, 0.0, num_blocks, side, 1)
             fill_rows(sum_ptr, 0.0, num_blocks, side, BLOCK_D)
 
 
 @triton.jit
-def coarse_weights(
-    means, other_means, packed, count, floor, TRANSPOSED: tl.constexpr,
-    HEAD_DIM: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """E of 32 × 32 pairs, one row an x, or with TRANSPOSED a y; `packed` has the bits of each x."""
-    bit = tl.arange(0, 32)
-    if TRANSPOSED:
-        refined, count, floor = (packed[None, :] >> bit[:, None]) & 1, count[:, None], floor[None, :]
-    else:
-        refined, count, floor = (packed[:, None] >> bit[None, :]) & 1, count[None, :], floor[:, None]
-    score = product(means, tl.trans(other_means), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
-    return tl.where((refined == 0) & (count > 0), tl.exp2(score - floor) * count, 0.0)
-
-
-@triton.jit
 def coarse_kernel(
-    mean_q_ptr, mean_k_ptr, mean_v_ptr, count_ptr, bits_ptr, floor_ptr, sum_ptr, share_ptr,
+    mean_q_ptr, mean_k_ptr, mean_v_ptr, count_ptr, weight_ptr, sum_ptr, share_ptr,
     grad_q_ptr, grad_k_ptr, grad_v_ptr,  # (B·H, P, D')
-    words,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, SCORE_PRECISION: tl.constexpr,
+    side, tiles,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A token's share of dq̄ of 32 query blocks (program_id(1) = 0), or of dk̄ and dv̄ of 32 key blocks."""
-    head, word = (tl.program_id(0) // words).to(tl.int64), tl.program_id(0) % words
-    offset, first = tl.arange(0, 32), head * words * 32
-    row = first + word * 32 + offset
-    target = row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    count = tl.load(count_ptr + row)
-    token_share = 1.0 / tl.maximum(count, 1.0)
+    """A token's share of dq̄ of ROWS query blocks (program_id(1) = 0), or of dk̄ and dv̄ of ROWS key blocks."""
+    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    own, offset, first = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, CHUNK), head * side
+    weight_ptr += first * side
+    target = (first + own)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    token_share = 1.0 / tl.maximum(tl.load(count_ptr + first + own), 1.0)
     if tl.program_id(1) == 0:
-        mean_q, sums = load_means(mean_q_ptr, row, BLOCK_D), load_means(sum_ptr, row, BLOCK_D)
-        share, floor = tl.load(share_ptr + row), tl.load(floor_ptr + row)
-        grad_q = tl.zeros((32, BLOCK_D), COMPUTE)
-        for other in range(0, words):
-            y = first + other * 32 + offset
-            mean_k, mean_v = load_means(mean_k_ptr, y, BLOCK_D), load_means(mean_v_ptr, y, BLOCK_D)
-            packed, count_y = tl.load(bits_ptr + row * words + other), tl.load(count_ptr + y)
-            weights = coarse_weights(mean_q, mean_k, packed, count_y, floor, False, HEAD_DIM, COMPUTE, SCORE_PRECISION)
+        sums, share = load_means(sum_ptr, first + own, BLOCK_D), tl.load(share_ptr + first + own)
+        grad_q = tl.zeros((ROWS, BLOCK_D), COMPUTE)
+        for start in range(0, side, CHUNK):
+            y = start + offset
+            weights = tl.load(weight_ptr + own[:, None] * side + y[None, :])
+            mean_k, mean_v = load_means(mean_k_ptr, first + y, BLOCK_D), load_means(mean_v_ptr, first + y, BLOCK_D)
             reading = product(sums, tl.trans(mean_v), COMPUTE, OPERAND, PRECISION)
             grad_q += product(weights * (reading - share[:, None]), mean_k, COMPUTE, OPERAND, PRECISION)
         tl.store(grad_q_ptr + target, grad_q * (token_share * HEAD_DIM**-0.5)[:, None])
     else:
-        mean_k, mean_v = load_means(mean_k_ptr, row, BLOCK_D), load_means(mean_v_ptr, row, BLOCK_D)
-        grad_k, grad_v = tl.zeros((32, BLOCK_D), COMPUTE), tl.zeros((32, BLOCK_D), COMPUTE)
-        for other in range(0, words):
-            x = first + other * 32 + offset
-            mean_q, sums = load_means(mean_q_ptr, x, BLOCK_D), load_means(sum_ptr, x, BLOCK_D)
-            share, floor = tl.load(share_ptr + x), tl.load(floor_ptr + x)
-            packed = tl.load(bits_ptr + x * words + word)
-            weights = coarse_weights(mean_k, mean_q, packed, count, floor, True, HEAD_DIM, COMPUTE, SCORE_PRECISION)
+        mean_v = load_means(mean_v_ptr, first + own, BLOCK_D)
+        grad_k, grad_v = tl.zeros((ROWS, BLOCK_D), COMPUTE), tl.zeros((ROWS, BLOCK_D), COMPUTE)
+        for start in range(0, side, CHUNK):
+            x = start + offset
+            weights = tl.trans(tl.load(weight_ptr + x[:, None] * side + own[None, :]))
+            mean_q, sums = load_means(mean_q_ptr, first + x, BLOCK_D), load_means(sum_ptr, first + x, BLOCK_D)
             reading = product(mean_v, tl.trans(sums), COMPUTE, OPERAND, PRECISION)
-            grad_k += product(weights * (reading - share[None, :]), mean_q, COMPUTE, OPERAND, PRECISION)
+            difference = reading - tl.load(share_ptr + first + x)[None, :]
+            grad_k += product(weights * difference, mean_q, COMPUTE, OPERAND, PRECISION)
             grad_v += product(weights, sums, COMPUTE, OPERAND, PRECISION)
         tl.store(grad_k_ptr + target, grad_k * (token_share * HEAD_DIM**-0.5)[:, None])
         tl.store(grad_v_ptr + target, grad_v * token_share[:, None])
@@ -240,36 +216,34 @@ def keys_kernel(
 
 
 def summarise(
-    out: Tensor, grad: Tensor, key_mask: Tensor | None, log_mass: Tensor, full: bool, block_size: int, side: int
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """δ (B·H, nb · b); with `full` also R, u and t by block."""
+    out: Tensor, grad: Tensor, key_mask: Tensor | None, log_mass: Tensor, peaks: Tensor, full: bool, block_size: int
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """δ (B·H, nb · b); with `full` also u (B·H, P, D') and t (B·H, P) by block."""
     batch, heads, length, dim = out.shape
-    width, num_blocks = block_dim(dim), log_mass.shape[1] // block_size
+    width, num_blocks, side = block_dim(dim), log_mass.shape[1] // block_size, peaks.shape[1]
     delta = torch.empty_like(log_mass)
-    floor, sums, share = (delta,) * 3
-    if full:
-        floor, share = (log_mass.new_empty(batch * heads, side) for _ in range(2))
-        sums = log_mass.new_empty(batch * heads, side, width)
+    sums, share = (peaks.new_empty(*peaks.shape, width), torch.empty_like(peaks)) if full else (delta, delta)
     summarise_kernel[(batch * heads * num_blocks,)](
-        out, *strides(out), grad, *strides(grad), *mask_arguments(key_mask, out), log_mass, delta, floor, sums, share,
+        out, *strides(out), grad, *strides(grad), *mask_arguments(key_mask, out), log_mass, delta, peaks, sums, share,
         length, heads, num_blocks, side,
         FULL=full, HAS_MASK=key_mask is not None, BLOCK=block_size, HEAD_DIM=dim, BLOCK_D=width,
         COMPUTE=arithmetic(out.dtype)["COMPUTE"], num_warps=max(1, block_size * width // 1024),
     )  # fmt: skip
-    return delta, (floor, sums, share)
+    return delta, (sums, share)
 
 
 def coarse_gradients(
-    chosen: Selection, summary: tuple[Tensor, Tensor, Tensor], dim: int, dtype: torch.dtype
+    chosen: Selection, summary: tuple[Tensor, Tensor], dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What every token of a block adds to its dq, dk and dv from unrefined pairs, (B·H, P, D') each."""
-    sequences, _, words = chosen.bits.shape
+    sequences, side = chosen.counts.shape
     width = block_dim(dim)
+    rows, chunk, warps, stages = COARSE[width]
+    rows, chunk = min(rows, side), min(chunk, side)
     grad_q, grad_k, grad_v = (torch.empty_like(chosen.means[0]) for _ in range(3))
-    coarse_kernel[(sequences * words, 2)](
-        *chosen.means.unbind(), chosen.counts, chosen.bits, *summary, grad_q, grad_k, grad_v, words,
-        HEAD_DIM=dim, BLOCK_D=width, **arithmetic(dtype), SCORE_PRECISION=score_precision(dtype),
-        num_warps=COARSE_WARPS[width], num_stages=2,
+    coarse_kernel[(sequences * (side // rows), 2)](
+        *chosen.means.unbind(), chosen.counts, chosen.weights, *summary, grad_q, grad_k, grad_v, side, side // rows,
+        HEAD_DIM=dim, BLOCK_D=width, ROWS=rows, CHUNK=chunk, **arithmetic(dtype), num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return grad_q, grad_k, grad_v
 
@@ -283,7 +257,7 @@ def backward(
     chosen, width, num_blocks = Selection(*state), block_dim(dim), log_mass.shape[1] // block_size
     side, budget = chosen.counts.shape[1], chosen.listed.shape[1]
     starts, listed = transpose(chosen)
-    delta, summary = summarise(out, grad, key_mask, log_mass, full, block_size, side)
+    delta, summary = summarise(out, grad, key_mask, log_mass, chosen.peaks, full, block_size)
     coarse = coarse_gradients(chosen, summary, dim, q.dtype) if full else (delta,) * 3
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     inputs = (q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask_arguments(key_mask, q))

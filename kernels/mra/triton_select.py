@@ -31,17 +31,12 @@ from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_d
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
-DIGIT = tl.constexpr(7)
-LEVELS = tl.constexpr(5)
-BINS = tl.constexpr(128)
 
-SIDE = 128
-"""Most blocks of a head that one program ranks: the scores of all pairs are in its registers."""
+PAIRS = 16384
+"""Pairs that one program ranks: their keys are in its registers."""
 
-PAIRS = 2048
-"""Pairs that one program of another selection pass takes at once."""
-
-SCORE_ROWS, SCORE_CHUNK = 16, 128
+CHUNK = 512
+"""Most columns of a tile of pairs."""
 
 
 class Selection(NamedTuple):
@@ -53,6 +48,8 @@ class Selection(NamedTuple):
     words: Tensor  # (B·H, W) int32: bits set in a word of all rows
     starts: Tensor  # (B·H, P + 1) int32: where the list of x begins in `listed`
     listed: Tensor  # (B·H, m) int32: the y refined for each x, ascending
+    peaks: Tensor  # (B·H, P): log₂ of max e^S over the unrefined y of each x
+    weights: Tensor  # (B·H, P, P): c_y e^S / 2^peak of the unrefined pairs, else 0; empty without a coarse part
 
 
 def padded(blocks: int) -> int:
@@ -117,69 +114,44 @@ def load_means(ptr, row, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def pair_keys(
-    score, peak, count_x, count_y, x, y, num_blocks, GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr
-):
-    """Keys of the pairs (x, y) of a head; a smaller key is a better pair.
+def score_chunk(mean_q, mean_k_ptr, count_ptr, column, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+                COMPUTE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """S of block rows with the blocks `column`, and which of those have real tokens."""
+    mean_k = load_means(mean_k_ptr, column, BLOCK_D)
+    score = product(mean_q, tl.trans(mean_k), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5)
+    return score, tl.load(count_ptr + column) > 0
 
-    A key has 35 bits: 3 of the class, 31 of max S − S without its sign, and a zero. The class is 3 less the priors
-    met, 4 without real tokens on both sides, 5 behind the last block; without GRADED it is 0 for all, and 32 bits do.
-    A NaN orders behind every number.
+
+@triton.jit
+def pair_keys(drop, x, y, FIRST: tl.constexpr, DIAGONAL: tl.constexpr):
+    """Keys of pairs (x, y); a smaller key is a better pair.
+
+    The bits of a float32 ≥ 0 order as it does, and those of a negative one behind them, also behind a NaN: 32 bits do
+    without priors. With priors 3 bits of the class come before them: 3 less the priors met, 4 without real tokens.
     """
-    drop = (peak[:, None] - score).to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    if not GRADED:
-        return drop.to(tl.uint32) << 1
+    key = drop.to(tl.float32).to(tl.uint32, bitcast=True)
+    if FIRST == 0 and DIAGONAL == 0:
+        return key
     else:
-        grade = tl.full(score.shape, 3, tl.int32)
-        occupied = (count_x > 0)[:, None] & (count_y > 0)[None, :]
-        inside = (x < num_blocks)[:, None] & (y < num_blocks)[None, :]
+        grade = tl.full(key.shape, 3, tl.int32)
         if FIRST > 0:
-            grade -= (x < FIRST)[:, None].to(tl.int32) + (y < FIRST)[None, :].to(tl.int32)
+            grade -= (x < FIRST).to(tl.int32) + (y < FIRST).to(tl.int32)
         if DIAGONAL > 0:
-            grade -= (tl.abs(x[:, None] - y[None, :]) <= DIAGONAL // 2).to(tl.int32)
-        grade = tl.where(occupied, grade, tl.where(inside, 4, 5))
-        return (grade.to(tl.int64) << 32) | (tl.where(occupied, drop, 0).to(tl.int64) << 1)
+            grade -= (tl.abs(x - y) <= DIAGONAL // 2).to(tl.int32)
+        grade = tl.where(drop < 0, 4, grade)
+        return (grade.to(tl.int64) << 32) | key.to(tl.int64)
 
 
 @triton.jit
-def load_keys(
-    score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
-    GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Keys of the pairs of rows x of a head with CHUNK columns."""
-    y = first + tl.arange(0, CHUNK)
-    row = head * side + x
-    score, peak = tl.load(score_ptr + row[:, None] * side + y[None, :]), tl.load(peak_ptr + row)
-    count_x, count_y = tl.load(count_ptr + row), tl.load(count_ptr + head * side + y)
-    return pair_keys(score, peak, count_x, count_y, x, y, num_blocks, GRADED, FIRST, DIAGONAL)
-
-
-@triton.jit
-def next_digit(count, prefix, rank):
-    """The digits so far, and the rank among the pairs that share them, one round of the radix select further."""
-    digit = tl.arange(0, BINS)
-    found = tl.sum((tl.cumsum(count, axis=0) < rank).to(tl.int32))
-    return prefix * BINS + found, rank - tl.sum(tl.where(digit < found, count, 0))
-
-
-@triton.jit
-def count_digits(key, prefix, LEVEL: tl.constexpr, SIZE: tl.constexpr):
-    """How often each value of digit LEVEL occurs in the keys that share the digits before it."""
-    digits = key >> (DIGIT * (LEVELS - 1 - LEVEL))
-    sharing = tl.reshape((digits >> DIGIT) == prefix.to(key.dtype), (SIZE,))
-    digits = tl.reshape((digits & (BINS - 1)).to(tl.int32), (SIZE,))
-    return tl.histogram(digits, BINS, mask=sharing)
-
-
-@triton.jit
-def leading_digits(digits_ptr, head, budget, LEVEL: tl.constexpr):
-    """The first LEVEL digits of the key of pair number `budget`, and its number among the pairs that share them."""
-    digit = tl.arange(0, BINS)
-    rank, prefix = budget, tl.zeros((), tl.int64)
-    for level in tl.static_range(LEVEL):
-        count = tl.load(digits_ptr + (head * LEVELS + level) * BINS + digit)
-        prefix, rank = next_digit(count, prefix, rank)
-    return prefix, rank
+def select_key(key, rank, BITS: tl.constexpr):
+    """Key number `rank`, from 1 on, of a tile: bisection, which ends as soon as a bound parts `rank` keys off."""
+    low, high = tl.zeros((), tl.int64), tl.full((), (1 << BITS) - 1, tl.int64)
+    while low < high:
+        middle = (low + high) >> 1
+        seen = tl.sum((key <= middle.to(key.dtype)).to(tl.int32))
+        low = tl.where(seen < rank, middle + 1, tl.where(seen == rank, middle, low))
+        high = tl.where(seen < rank, high, middle)
+    return tl.max(tl.where(key <= high.to(key.dtype), key, 0).to(tl.int64))
 
 
 @triton.jit
@@ -194,6 +166,50 @@ def store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota):
 
 
 @triton.jit
+def rank_kernel(
+    mean_q_ptr, mean_k_ptr, count_ptr, drop_ptr, peak_ptr, bound_ptr, found_ptr, threshold_ptr, tally_ptr, words_ptr,
+    num_blocks, side, tiles, share,
+    FIRST: tl.constexpr, DIAGONAL: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr, WHOLE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """max S − S of ROWS block rows, negative where a pair has no tokens, and key number `share` of each chunk of them.
+
+    Rows of a program lie apart, as do the columns of a chunk, so that each is a sample of the head. With WHOLE the one
+    chunk is all of it. Launched without contraction to fused multiply-adds: the best pair of a row drops by zero.
+    """
+    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    x, offset = tile + tiles * tl.arange(0, ROWS), CHUNKS * tl.arange(0, CHUNK)
+    row = head * side + x
+    mean_q, occupied = load_means(mean_q_ptr, row, BLOCK_D), tl.load(count_ptr + row) > 0
+    score, real = score_chunk(mean_q, mean_k_ptr, count_ptr, head * side + offset,
+                              HEAD_DIM, BLOCK_D, COMPUTE, PRECISION)  # fmt: skip
+    peak = tl.max(tl.where(real[None, :], score, NEVER), axis=1)
+    for chunk in range(1, CHUNKS):
+        score, real = score_chunk(mean_q, mean_k_ptr, count_ptr, head * side + offset + chunk,
+                                  HEAD_DIM, BLOCK_D, COMPUTE, PRECISION)  # fmt: skip
+        peak = tl.maximum(peak, tl.max(tl.where(real[None, :], score, NEVER), axis=1))
+    tl.store(peak_ptr + row, peak)
+    if tile == 0:
+        tl.store(found_ptr + 2 * head + tl.arange(0, 2), 0)
+    for chunk in range(0, CHUNKS):
+        y = offset + chunk
+        if CHUNKS > 1:
+            score, real = score_chunk(mean_q, mean_k_ptr, count_ptr, head * side + y,
+                                      HEAD_DIM, BLOCK_D, COMPUTE, PRECISION)  # fmt: skip
+        inside = (x < num_blocks)[:, None] & (y < num_blocks)[None, :]
+        drop = tl.where(occupied[:, None] & real[None, :], tl.abs(peak[:, None] - score), tl.where(inside, -1.0, -2.0))
+        tl.store(drop_ptr + row[:, None] * side + y[None, :], drop)
+        key = pair_keys(drop, x[:, None], y[None, :], FIRST, DIAGONAL)
+        bound = select_key(key, share, BITS)
+        tl.store(bound_ptr + (head * tiles + tile) * CHUNKS + chunk, bound)
+        if WHOLE:
+            better, tied = (key < bound.to(key.dtype)).to(tl.int32), (key == bound.to(key.dtype)).to(tl.int32)
+            store_threshold(threshold_ptr, words_ptr, head, side, bound, share - tl.sum(better))
+            store_tally(tally_ptr, head, side, x, tl.sum(better, axis=1), tl.sum(tied, axis=1))
+
+
+@triton.jit
 def store_tally(ptr, head, side, x, better, tied):
     """(B·H, 2, P) int32: pairs of each row that are better than pair number m, and that tie with it."""
     tl.store(ptr + 2 * head * side + x, better)
@@ -201,93 +217,79 @@ def store_tally(ptr, head, side, x, better, tied):
 
 
 @triton.jit
-def rank_kernel(
-    mean_q_ptr, mean_k_ptr, count_ptr, score_ptr, peak_ptr, tally_ptr, threshold_ptr, words_ptr, num_blocks, budget,
-    GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    SIDE: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """What scores, digits and tally do, for one head of SIDE padded blocks.
-
-    To be launched without contraction to fused multiply-adds: max S − S has to round as it does in `finish_kernel`,
-    which reads S from memory. A key that differs in its last bit is counted here and not listed there.
-    """
-    head = tl.program_id(0).to(tl.int64)
-    x, y = tl.arange(0, SIDE), tl.arange(0, SIDE)
-    row, column = head * SIDE + x, head * SIDE + y
-    mean_q, mean_k = load_means(mean_q_ptr, row, BLOCK_D), load_means(mean_k_ptr, column, BLOCK_D)
-    score = product(mean_q, tl.trans(mean_k), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5)
-    tl.store(score_ptr + row[:, None] * SIDE + y[None, :], score)
-    count_x, count_y = tl.load(count_ptr + row), tl.load(count_ptr + column)
-    peak = tl.max(tl.where((count_y > 0)[None, :], score, NEVER), axis=1)
-    tl.store(peak_ptr + row, peak)
-    key = pair_keys(score, peak, count_x, count_y, x, y, num_blocks, GRADED, FIRST, DIAGONAL)
-    threshold, quota = tl.zeros((), tl.int64), budget
-    for level in tl.static_range(LEVELS):
-        threshold, quota = next_digit(count_digits(key, threshold, level, SIDE * SIDE), threshold, quota)
-    store_threshold(threshold_ptr, words_ptr, head, SIDE, threshold, quota)
-    threshold = threshold.to(key.dtype)
-    better, tied = tl.sum((key < threshold).to(tl.int32), axis=1), tl.sum((key == threshold).to(tl.int32), axis=1)
-    store_tally(tally_ptr, head, SIDE, x, better, tied)
+def bounds(bound_ptr, head, parts, PARTS: tl.constexpr):
+    """Least and greatest key number `share` of the parts of a head: pair number m has a key between them."""
+    part = tl.arange(0, PARTS)
+    bound = tl.load(bound_ptr + head * parts + tl.minimum(part, parts - 1))
+    return tl.min(bound), tl.max(bound)
 
 
 @triton.jit
-def scores_kernel(
-    mean_q_ptr, mean_k_ptr, count_ptr, score_ptr, peak_ptr, digits_ptr, side, tiles,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+def narrow_kernel(
+    drop_ptr, bound_ptr, found_ptr, candidate_ptr, side, tiles, parts,
+    FIRST: tl.constexpr, DIAGONAL: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """S of ROWS block rows, the maximum of each over blocks with real tokens, and zeros for the radix select."""
+    """Gathers the keys from the least bound to before the greatest, in any order, and counts those before them."""
     head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    if tile == 0:
-        for level in tl.static_range(LEVELS):
-            tl.store(digits_ptr + (head * LEVELS + level) * BINS + tl.arange(0, BINS), 0)
-    row = head * side + tile * ROWS + tl.arange(0, ROWS)
-    mean_q = load_means(mean_q_ptr, row, BLOCK_D)
-    peak = tl.full((ROWS,), NEVER, COMPUTE)
-    for first in range(0, side, CHUNK):
-        y = first + tl.arange(0, CHUNK)
-        mean_k = load_means(mean_k_ptr, head * side + y, BLOCK_D)
-        count = tl.load(count_ptr + head * side + y)
-        score = product(mean_q, tl.trans(mean_k), COMPUTE, COMPUTE, PRECISION) * (HEAD_DIM**-0.5)
-        tl.store(score_ptr + row[:, None] * side + y[None, :], score)
-        peak = tl.maximum(peak, tl.max(tl.where((count > 0)[None, :], score, NEVER), axis=1))
-    tl.store(peak_ptr + row, peak)
+    pair = tile * SIZE + tl.arange(0, SIZE)
+    first = head * side * side
+    key = pair_keys(tl.load(drop_ptr + first + pair), pair // side, pair % side, FIRST, DIAGONAL)
+    low, high = bounds(bound_ptr, head, parts, PARTS)
+    before = key < low.to(key.dtype)
+    between = (key < high.to(key.dtype)) & (key >= low.to(key.dtype))
+    place = tl.cumsum(between.to(tl.int32), axis=0)
+    tl.atomic_add(found_ptr + 2 * head, tl.sum(before.to(tl.int32)), sem="relaxed")
+    slot = tl.atomic_add(found_ptr + 2 * head + 1, tl.sum(between.to(tl.int32)), sem="relaxed") + place - 1
+    tl.store(candidate_ptr + first + slot, key, mask=between)
 
 
 @triton.jit
-def digits_kernel(
-    score_ptr, peak_ptr, count_ptr, digits_ptr, num_blocks, side, tiles, budget,
-    LEVEL: tl.constexpr, GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Adds the counts of digit LEVEL over ROWS block rows to those of the head."""
-    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    x = tile * ROWS + tl.arange(0, ROWS)
-    prefix, _rank = leading_digits(digits_ptr, head, budget, LEVEL)
-    counts = tl.zeros((BINS,), tl.int32)
-    for first in range(0, side, CHUNK):
-        key = load_keys(score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
-                        GRADED, FIRST, DIAGONAL, CHUNK)  # fmt: skip
-        counts += count_digits(key, prefix, LEVEL, ROWS * CHUNK)
-    target = digits_ptr + (head * LEVELS + LEVEL) * BINS + tl.arange(0, BINS)
-    tl.atomic_add(target, counts, mask=counts > 0, sem="relaxed")
+def count_candidates(candidate_ptr, number, bound, SIZE: tl.constexpr):
+    """How many of `number` keys are at most `bound`."""
+    seen = tl.zeros((SIZE,), tl.int32)
+    for first in range(0, number, SIZE):
+        place = first + tl.arange(0, SIZE)
+        key = tl.load(candidate_ptr + place, mask=place < number, other=0)
+        seen += ((key <= bound.to(key.dtype)) & (place < number)).to(tl.int32)
+    return tl.sum(seen)
+
+
+@triton.jit
+def settle(bound_ptr, found_ptr, candidate_ptr, head, parts, budget, PARTS: tl.constexpr, SIZE: tl.constexpr):
+    """The key of pair number `budget`, and how many pairs with that key are refined."""
+    low, high = bounds(bound_ptr, head, parts, PARTS)
+    before, number = tl.load(found_ptr + 2 * head), tl.load(found_ptr + 2 * head + 1)
+    rank = budget - before
+    low = tl.where(rank > number, high, low)
+    while low < high:
+        middle = (low + high) >> 1
+        enough = count_candidates(candidate_ptr, number, middle, SIZE) >= rank
+        low, high = tl.where(enough, low, middle + 1), tl.where(enough, middle, high)
+    return high, rank - count_candidates(candidate_ptr, number, high - 1, SIZE)
+
+
+@triton.jit
+def load_keys(drop_ptr, head, x, y, side, FIRST: tl.constexpr, DIAGONAL: tl.constexpr):
+    """max S − S of the pairs of rows x of a head with columns y, and their keys."""
+    drop = tl.load(drop_ptr + (head * side + x)[:, None] * side + y[None, :])
+    return drop, pair_keys(drop, x[:, None], y[None, :], FIRST, DIAGONAL)
 
 
 @triton.jit
 def tally_kernel(
-    score_ptr, peak_ptr, count_ptr, digits_ptr, tally_ptr, threshold_ptr, words_ptr, num_blocks, side, tiles, budget,
-    GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    drop_ptr, bound_ptr, found_ptr, candidate_ptr, threshold_ptr, tally_ptr, words_ptr, side, tiles, parts, budget,
+    FIRST: tl.constexpr, DIAGONAL: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The key of pair number `budget`; pairs of each of ROWS block rows that are better, and that tie with it."""
     head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    x = tile * ROWS + tl.arange(0, ROWS)
-    threshold, quota = leading_digits(digits_ptr, head, budget, LEVELS)
+    threshold, quota = settle(bound_ptr, found_ptr, candidate_ptr + head * side * side, head, parts, budget, PARTS, SIZE)
     if tile == 0:
         store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota)
+    x = tile * ROWS + tl.arange(0, ROWS)
     better, tied = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
     for first in range(0, side, CHUNK):
-        key = load_keys(score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
-                        GRADED, FIRST, DIAGONAL, CHUNK)  # fmt: skip
+        _drop, key = load_keys(drop_ptr, head, x, first + tl.arange(0, CHUNK), side, FIRST, DIAGONAL)
         better += tl.sum((key < threshold.to(key.dtype)).to(tl.int32), axis=1)
         tied += tl.sum((key == threshold.to(key.dtype)).to(tl.int32), axis=1)
     store_tally(tally_ptr, head, side, x, better, tied)
@@ -311,71 +313,76 @@ def row_shares(tally_ptr, head, side, first, quota, ROWS: tl.constexpr, CHUNK: t
 
 
 @triton.jit
+def choose(drop_ptr, head, x, y, side, threshold, ties, seen, FIRST: tl.constexpr, DIAGONAL: tl.constexpr):
+    """A chunk of max S − S, which of its pairs are refined, their places in the lists, and what the rows have seen.
+
+    `seen` counts better pairs in its low half and ties in its high half: one scan for both.
+    """
+    drop, key = load_keys(drop_ptr, head, x, y, side, FIRST, DIAGONAL)
+    better, tied = key < threshold.to(key.dtype), key == threshold.to(key.dtype)
+    step = better.to(tl.int32) + (tied.to(tl.int32) << 16)
+    count = seen[:, None] + tl.cumsum(step, axis=1)
+    rank = count >> 16
+    chosen = better | (tied & (rank <= ties[:, None]))
+    return drop, chosen, (count & 0xFFFF) + tl.minimum(rank, ties[:, None]) - 1, seen + tl.sum(step, axis=1)
+
+
+@triton.jit
+def coarse_logits(drop, chosen, peak):
+    """log₂ e^S of the pairs that are not refined and have tokens."""
+    return tl.where(chosen | (drop < 0), -float("inf"), (peak[:, None] - drop) * LOG2E)
+
+
+@triton.jit
 def finish_kernel(
-    score_ptr, peak_ptr, count_ptr, tally_ptr, threshold_ptr, bits_ptr, words_ptr, start_ptr, listed_ptr,
-    num_blocks, side, tiles, budget,
-    GRADED: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    drop_ptr, peak_ptr, count_ptr, mean_v_ptr, tally_ptr, threshold_ptr, bits_ptr, words_ptr, start_ptr, listed_ptr,
+    coarse_peak_ptr, coarse_mass_ptr, coarse_sum_ptr, weight_ptr, side, tiles, budget,
+    FULL: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Bits and lists of ROWS block rows."""
+    """Bits and lists of ROWS block rows, and with FULL what their unrefined pairs add to the output.
+
+    peak = log₂ max e^S, weights = c_y e^S / 2^peak, mass = Σ weights, sum = Σ weights v̄_y, over all y not refined.
+    """
     head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    x = tile * ROWS + tl.arange(0, ROWS)
+    x, offset = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, CHUNK)
     row, words = head * side + x, side // 32
     threshold, quota = tl.load(threshold_ptr + 2 * head), tl.load(threshold_ptr + 2 * head + 1).to(tl.int32)
     begin, ties = row_shares(tally_ptr, head, side, tile * ROWS, quota, ROWS, CHUNK)
     tl.store(start_ptr + head * (side + 1) + x, begin)
     if tile == 0:
         tl.store(start_ptr + head * (side + 1) + side, budget)
-    tied_seen, chosen_seen = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
-    for first in range(0, side, CHUNK):
-        y = first + tl.arange(0, CHUNK)
-        key = load_keys(score_ptr, peak_ptr, count_ptr, head, x, first, num_blocks, side,
-                        GRADED, FIRST, DIAGONAL, CHUNK)  # fmt: skip
-        tied = (key == threshold.to(key.dtype)).to(tl.int32)
-        rank = tied_seen[:, None] + tl.cumsum(tied, axis=1)
-        chosen = ((key < threshold.to(key.dtype)) | ((tied > 0) & (rank <= ties[:, None]))).to(tl.int32)
-        place_in_row = chosen_seen[:, None] + tl.cumsum(chosen, axis=1) - 1
+    score_peak = tl.load(peak_ptr + row)
+    seen, peak = tl.zeros((ROWS,), tl.int32), tl.full((ROWS,), NEVER, COMPUTE)
+    drop = tl.zeros((ROWS, CHUNK), COMPUTE)
+    chosen = drop > 0
+    for chunk in range(0, CHUNKS):
+        first = chunk * CHUNK
+        y = first + offset
+        drop, chosen, place_in_row, seen = choose(drop_ptr, head, x, y, side, threshold, ties, seen, FIRST, DIAGONAL)
         target = listed_ptr + head * budget + begin[:, None] + place_in_row
-        tl.store(target, tl.broadcast_to(y[None, :], (ROWS, CHUNK)), mask=chosen > 0)
-        tied_seen += tl.sum(tied, axis=1)
-        chosen_seen += tl.sum(chosen, axis=1)
-
-        by_word = tl.reshape(chosen, (ROWS, CHUNK // 32, 32))
+        tl.store(target, tl.broadcast_to(y[None, :], (ROWS, CHUNK)), mask=chosen)
+        by_word = tl.reshape(chosen.to(tl.int32), (ROWS, CHUNK // 32, 32))
         packed = tl.sum(by_word << tl.arange(0, 32)[None, None, :], axis=2)
         word = first // 32 + tl.arange(0, CHUNK // 32)
         tl.store(bits_ptr + row[:, None] * words + word[None, :], packed)
         tl.atomic_add(words_ptr + head * words + word, tl.sum(tl.sum(by_word, axis=2), axis=0), sem="relaxed")
-
-
-@triton.jit
-def coarse_sums_kernel(
-    score_ptr, count_ptr, bits_ptr, mean_v_ptr, peak_ptr, mass_ptr, sum_ptr, words,
-    BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """What the unrefined pairs of 32 block rows add to the output.
-
-    peak = log₂ max e^S, mass = Σ c_y e^S / 2^peak, sum = Σ c_y e^S v̄_y / 2^peak, all over y not refined.
-    """
-    head, tile = (tl.program_id(0) // words).to(tl.int64), tl.program_id(0) % words
-    offset, first = tl.arange(0, 32), head * words * 32
-    row = first + tile * 32 + offset
-    peak, mass = tl.full((32,), NEVER, COMPUTE), tl.zeros((32,), COMPUTE)
-    total = tl.zeros((32, BLOCK_D), COMPUTE)
-    for word in range(0, words):
-        y = word * 32 + offset
-        score = tl.load(score_ptr + row[:, None] * (words * 32) + y[None, :])
-        packed, count = tl.load(bits_ptr + row * words + word), tl.load(count_ptr + first + y)
-        mean_v = load_means(mean_v_ptr, first + y, BLOCK_D)
-        refined = (packed[:, None] >> offset[None, :]) & 1
-        logits = tl.where((refined == 0) & (count > 0)[None, :], score * LOG2E, -float("inf"))
-        higher = tl.maximum(peak, tl.max(logits, axis=1))
-        weights = tl.exp2(logits - higher[:, None]) * count[None, :]
-        scale = tl.exp2(peak - higher)
-        total = total * scale[:, None] + product(weights, mean_v, COMPUTE, OPERAND, PRECISION)
-        mass = mass * scale + tl.sum(weights, axis=1)
-        peak = higher
-    tl.store(peak_ptr + row, peak)
-    tl.store(mass_ptr + row, mass)
-    tl.store(sum_ptr + row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :], total)
+        if FULL:
+            peak = tl.maximum(peak, tl.max(coarse_logits(drop, chosen, score_peak), axis=1))
+    if FULL:
+        seen, mass, total = seen * 0, tl.zeros((ROWS,), COMPUTE), tl.zeros((ROWS, BLOCK_D), COMPUTE)
+        for chunk in range(0, CHUNKS):
+            y = chunk * CHUNK + offset
+            if CHUNKS > 1:
+                drop, chosen, _place, seen = choose(drop_ptr, head, x, y, side, threshold, ties, seen, FIRST, DIAGONAL)
+            count, mean_v = tl.load(count_ptr + head * side + y), load_means(mean_v_ptr, head * side + y, BLOCK_D)
+            weights = tl.exp2(coarse_logits(drop, chosen, score_peak) - peak[:, None]) * count[None, :]
+            tl.store(weight_ptr + row[:, None] * side + y[None, :], weights.to(OPERAND))
+            total += product(weights, mean_v, COMPUTE, OPERAND, PRECISION)
+            mass += tl.sum(weights, axis=1)
+        tl.store(coarse_peak_ptr + row, peak)
+        tl.store(coarse_mass_ptr + row, mass)
+        tl.store(coarse_sum_ptr + row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :], total)
 
 
 @triton.jit
@@ -431,54 +438,62 @@ def pool(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, block_size: i
 def select(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, full: bool, block_size: int, budget: int,
     first_blocks: int, diagonal_blocks: int,
-) -> tuple[Selection, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    """The `budget` pairs of every head, and with `full` the coarse peak, mass (B·H, P) and sum (B·H, P, D')."""
+) -> tuple[Selection, tuple[Tensor, Tensor]]:  # fmt: skip
+    """The `budget` pairs of every head, and with `full` the coarse mass (B·H, P) and sum (B·H, P, D')."""
     num_blocks = triton.cdiv(q.shape[2], block_size)
     side, width, kinds = padded(num_blocks), block_dim(q.shape[3]), arithmetic(q.dtype)
     means, counts = pool(q, k, v, key_mask, block_size)
-    sequences, words = len(counts), side // 32
-    whole = dict(dtype=torch.int32, device=q.device)
-    chosen = Selection(
-        means=means, counts=counts, bits=torch.empty(sequences, side, words, **whole),
-        words=torch.empty(sequences, words, **whole), starts=torch.empty(sequences, side + 1, **whole),
-        listed=torch.empty(sequences, budget, **whole),
-    )  # fmt: skip
-    scores, peaks = counts.new_empty(sequences, side, side), torch.empty_like(counts)
-    tally = torch.empty(sequences, 2, side, **whole)
+    sequences, chunk = len(counts), min(CHUNK, side)
+    drops, peaks = counts.new_empty(sequences, side, side), torch.empty_like(counts)
     threshold = torch.empty(sequences, 2, dtype=torch.int64, device=q.device)
-    graded = key_mask is not None or first_blocks > 0 or diagonal_blocks > 0 or side > num_blocks
-    order = dict(GRADED=graded, FIRST=first_blocks, DIAGONAL=diagonal_blocks)
-    products = dict(HEAD_DIM=q.shape[3], BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=score_precision(q.dtype))
-    chunk = min(512, side)
-    rows = min(16, PAIRS // chunk)
-    grid, sizes = (sequences * (side // rows),), (num_blocks, side, side // rows, budget)
-    shape = dict(ROWS=rows, CHUNK=chunk, num_warps=4)
-    if side <= SIDE:
-        rank_kernel[(sequences,)](
-            means[0], means[1], counts, scores, peaks, tally, threshold, chosen.words, num_blocks, budget,
-            **order, **products, SIDE=side, num_warps=side // 8, enable_fp_fusion=False,
-        )  # fmt: skip
-    else:
-        digits = torch.empty(sequences, LEVELS.value, BINS.value, **whole)
-        scores_kernel[(sequences * (side // SCORE_ROWS),)](
-            means[0], means[1], counts, scores, peaks, digits, side, side // SCORE_ROWS,
-            **products, ROWS=SCORE_ROWS, CHUNK=min(SCORE_CHUNK, side), num_warps=4,
-        )  # fmt: skip
-        keys = (scores, peaks, counts, digits)
-        for level in range(LEVELS.value):
-            digits_kernel[grid](*keys, *sizes, LEVEL=level, **order, **shape)
-        tally_kernel[grid](*keys, tally, threshold, chosen.words, *sizes, **order, **shape)
-    finish_kernel[grid](
-        scores, peaks, counts, tally, threshold, chosen.bits, chosen.words, chosen.starts, chosen.listed, *sizes,
-        **order, **shape,
+    whole = dict(dtype=torch.int32, device=q.device)
+    tally, words = torch.empty(sequences, 2, side, **whole), torch.empty(sequences, side // 32, **whole)
+
+    order, chunks = dict(FIRST=first_blocks, DIAGONAL=diagonal_blocks), side // chunk
+    priors = first_blocks > 0 or diagonal_blocks > 0
+    rows = min(side, max(16, PAIRS // chunk))
+    tiles = side // rows
+    parts, found = tiles * chunks, torch.empty(sequences, 2, **whole)
+    bound = threshold.new_empty(sequences, parts)
+    rank_kernel[(sequences * tiles,)](
+        means[0], means[1], counts, drops, peaks, bound, found, threshold, tally, words,
+        num_blocks, side, tiles, triton.cdiv(budget, parts),
+        **order, BITS=35 if priors else 32, ROWS=rows, CHUNK=chunk, CHUNKS=chunks, WHOLE=parts == 1,
+        HEAD_DIM=q.shape[3], BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=score_precision(q.dtype),
+        num_warps=max(1, rows * chunk // 1024), enable_fp_fusion=False,
     )  # fmt: skip
-    if not full:
-        return chosen, (counts, counts, counts)
-    coarse = (torch.empty_like(counts), torch.empty_like(counts), torch.empty_like(means[0]))
-    coarse_sums_kernel[(sequences * words,)](
-        scores, counts, chosen.bits, means[2], *coarse, words, BLOCK_D=width, **kinds, num_warps=2
-    )
-    return chosen, coarse
+    rows = min(16, side)
+    tiles = side // rows
+    if parts > 1:
+        kind = torch.int64 if priors else torch.uint32
+        candidates = torch.empty(sequences, side * side, dtype=kind, device=q.device)
+        size, lists = min(8192, side * side), dict(PARTS=triton.next_power_of_2(parts))
+        narrow_kernel[(sequences * (side * side // size),)](
+            drops, bound, found, candidates, side, side * side // size, parts, **order, **lists, SIZE=size, num_warps=8
+        )
+        tally_kernel[(sequences * tiles,)](
+            drops, bound, found, candidates, threshold, tally, words, side, tiles, parts, budget,
+            **order, **lists, SIZE=2048, ROWS=rows, CHUNK=chunk, num_warps=4,
+        )  # fmt: skip
+    chosen = Selection(
+        means=means, counts=counts, bits=torch.empty(sequences, side, side // 32, **whole), words=words,
+        starts=torch.empty(sequences, side + 1, **whole), listed=torch.empty(sequences, budget, **whole),
+        peaks=torch.empty_like(counts), weights=weights_like(counts, q.dtype, full),
+    )  # fmt: skip
+    mass, sums = (torch.empty_like(counts), torch.empty_like(means[0])) if full else (counts, counts)
+    finish_kernel[(sequences * tiles,)](
+        drops, peaks, counts, means[2], tally, threshold, chosen.bits, words, chosen.starts, chosen.listed,
+        chosen.peaks, mass, sums, chosen.weights, side, tiles, budget,
+        FULL=full, **order, ROWS=rows, CHUNK=chunk, CHUNKS=chunks, BLOCK_D=width, **kinds,
+        num_warps=max(1, rows * chunk // 1024),
+    )  # fmt: skip
+    return chosen, (mass, sums)
+
+
+def weights_like(counts: Tensor, dtype: torch.dtype, full: bool) -> Tensor:
+    """Room for the weights of the unrefined pairs, in what products with them multiply in: (B·H, P, P), or empty."""
+    side = counts.shape[1] if full else 0
+    return counts.new_empty(len(counts), side, side, dtype=dtype if dtype == torch.bfloat16 else counts.dtype)
 
 
 def transpose(chosen: Selection) -> tuple[Tensor, Tensor]:

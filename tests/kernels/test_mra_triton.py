@@ -111,7 +111,7 @@ def test_output_and_gradients_are_those_of_the_definition_in_float64(case):
 )
 def test_selection_is_that_of_the_reference(length, blocks_per_row, kind, priors, side, device, monkeypatch):
     """side = 0 takes short sequences the way of long ones."""
-    monkeypatch.setattr("kernels.mra.triton_select.SIDE", side)
+    monkeypatch.setattr("kernels.mra.triton_select.PAIRS", side * side)
     block_size = 16
     q, k, _ = (x.to(device, torch.float32) for x in qkv(1 if kind is None else 2, 1, length, 8))
     mask = None if kind is None else padding(2, length, kind=kind).to(device)
@@ -126,7 +126,7 @@ def test_selection_is_that_of_the_reference(length, blocks_per_row, kind, priors
 
 @pytest.mark.parametrize("side", [0, 128])
 def test_ties_go_to_the_lowest_index_after_priors(side, device, monkeypatch):
-    monkeypatch.setattr("kernels.mra.triton_select.SIDE", side)
+    monkeypatch.setattr("kernels.mra.triton_select.PAIRS", side * side)
     q, k, _ = (x.to(device, torch.float32) for x in qkv(1, 1, 64, 8, scale=0.0))
     assert selected(q, k, None, 16, 2, 0, 0).flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert selected(q, k, None, 16, 2, 0, 1).flatten().tolist() == [0, 1, 2, 3, 4, 5, 10, 15]

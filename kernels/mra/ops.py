@@ -46,8 +46,7 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tupl
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? key_mask"
 _STATE = (
-    "Tensor means, Tensor counts, Tensor bits, Tensor words, Tensor starts, Tensor listed, "
-    "Tensor peaks, Tensor weights"
+    "Tensor means, Tensor counts, Tensor bits, Tensor words, Tensor starts, Tensor listed, Tensor peaks, Tensor weights"
 )
 _RESULTS = ", ".join(["Tensor"] * 10)
 forward = register_op(

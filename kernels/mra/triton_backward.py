@@ -29,7 +29,7 @@ from kernels.mra.triton_select import LOG2E, Selection, fill_rows, load_means, t
 
 # By padded head dimension.
 QUERIES = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 136), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
-COARSE = {16: (32, 64, 2, 2), 32: (32, 64, 2, 2), 64: (32, 64, 4, 2), 128: (32, 32, 4, 2)}
+COARSE = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (32, 32, 4, 2)}
 KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
 
 

@@ -35,6 +35,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 PAIRS = 16384
 """Pairs that one program ranks: their keys are in its registers."""
 
+SLACK = tl.constexpr(1 << 17)
+"""How far apart, in steps of a float32, the bounds of a part of a head may be: half a percent of the drop, or two."""
+
+FINISH = (64, 4)
+
 CHUNK = 512
 """Most columns of a tile of pairs."""
 
@@ -143,15 +148,16 @@ def pair_keys(drop, x, y, FIRST: tl.constexpr, DIAGONAL: tl.constexpr):
 
 
 @triton.jit
-def select_key(key, rank, BITS: tl.constexpr):
-    """Key number `rank`, from 1 on, of a tile: bisection, which ends as soon as a bound parts `rank` keys off."""
+def bisect(key, rank, BITS: tl.constexpr, SLACK: tl.constexpr):
+    """Bounds of key number `rank`, from 1 on, of a tile, at most SLACK apart."""
     low, high = tl.zeros((), tl.int64), tl.full((), (1 << BITS) - 1, tl.int64)
-    while low < high:
+    while high - low > SLACK:
         middle = (low + high) >> 1
         seen = tl.sum((key <= middle.to(key.dtype)).to(tl.int32))
-        low = tl.where(seen < rank, middle + 1, tl.where(seen == rank, middle, low))
+        low = tl.where(seen < rank, middle + 1, tl.where(seen == rank, middle, low))  # middle parts `rank` keys off
         high = tl.where(seen < rank, high, middle)
-    return tl.max(tl.where(key <= high.to(key.dtype), key, 0).to(tl.int64))
+    high = tl.max(tl.where(key <= high.to(key.dtype), key, 0).to(tl.int64))
+    return tl.minimum(low, high), high
 
 
 @triton.jit
@@ -166,14 +172,30 @@ def store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota):
 
 
 @triton.jit
+def tallies(drop, key, threshold):
+    """Of each row of a tile: pairs with keys before the threshold, pairs with it, the least drop of those behind it."""
+    better, tied = key < threshold.to(key.dtype), key == threshold.to(key.dtype)
+    rest = tl.where(better | tied | (drop < 0), float("inf"), drop)
+    return tl.sum(better.to(tl.int32), axis=1), tl.sum(tied.to(tl.int32), axis=1), tl.min(rest, axis=1)
+
+
+@triton.jit
+def store_tally(tally_ptr, rest_ptr, head, side, x, better, tied, rest):
+    """(B·H, 2, P) int32 and (B·H, P): what `tallies` says of the rows."""
+    tl.store(tally_ptr + 2 * head * side + x, better)
+    tl.store(tally_ptr + (2 * head + 1) * side + x, tied)
+    tl.store(rest_ptr + head * side + x, rest)
+
+
+@triton.jit
 def rank_kernel(
-    mean_q_ptr, mean_k_ptr, count_ptr, drop_ptr, peak_ptr, bound_ptr, found_ptr, threshold_ptr, tally_ptr, words_ptr,
-    num_blocks, side, tiles, share,
+    mean_q_ptr, mean_k_ptr, count_ptr, drop_ptr, peak_ptr, bound_ptr, found_ptr, threshold_ptr, tally_ptr,
+    rest_ptr, words_ptr, num_blocks, side, tiles, share,
     FIRST: tl.constexpr, DIAGONAL: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr, WHOLE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """max S − S of ROWS block rows, negative where a pair has no tokens, and key number `share` of each chunk of them.
+    """max S − S of ROWS block rows, negative where a pair has no tokens, and bounds of each chunk's key `share`.
 
     Rows of a program lie apart, as do the columns of a chunk, so that each is a sample of the head. With WHOLE the one
     chunk is all of it. Launched without contraction to fused multiply-adds: the best pair of a row drops by zero.
@@ -201,27 +223,21 @@ def rank_kernel(
         drop = tl.where(occupied[:, None] & real[None, :], tl.abs(peak[:, None] - score), tl.where(inside, -1.0, -2.0))
         tl.store(drop_ptr + row[:, None] * side + y[None, :], drop)
         key = pair_keys(drop, x[:, None], y[None, :], FIRST, DIAGONAL)
-        bound = select_key(key, share, BITS)
-        tl.store(bound_ptr + (head * tiles + tile) * CHUNKS + chunk, bound)
+        low, high = bisect(key, share, BITS, 0 if WHOLE else SLACK)
+        part = 2 * ((head * tiles + tile) * CHUNKS + chunk)
+        tl.store(bound_ptr + part, low)
+        tl.store(bound_ptr + part + 1, high)
         if WHOLE:
-            better, tied = (key < bound.to(key.dtype)).to(tl.int32), (key == bound.to(key.dtype)).to(tl.int32)
-            store_threshold(threshold_ptr, words_ptr, head, side, bound, share - tl.sum(better))
-            store_tally(tally_ptr, head, side, x, tl.sum(better, axis=1), tl.sum(tied, axis=1))
+            better, tied, rest = tallies(drop, key, high)
+            store_threshold(threshold_ptr, words_ptr, head, side, high, share - tl.sum(better))
+            store_tally(tally_ptr, rest_ptr, head, side, x, better, tied, rest)
 
 
 @triton.jit
-def store_tally(ptr, head, side, x, better, tied):
-    """(B·H, 2, P) int32: pairs of each row that are better than pair number m, and that tie with it."""
-    tl.store(ptr + 2 * head * side + x, better)
-    tl.store(ptr + (2 * head + 1) * side + x, tied)
-
-
-@triton.jit
-def bounds(bound_ptr, head, parts, PARTS: tl.constexpr):
-    """Least and greatest key number `share` of the parts of a head: pair number m has a key between them."""
-    part = tl.arange(0, PARTS)
-    bound = tl.load(bound_ptr + head * parts + tl.minimum(part, parts - 1))
-    return tl.min(bound), tl.max(bound)
+def outer_bounds(bound_ptr, head, parts, PARTS: tl.constexpr):
+    """Bounds of the key of pair number m of a head: the least and the greatest of those of its parts."""
+    part = 2 * (head * parts + tl.minimum(tl.arange(0, PARTS), parts - 1))
+    return tl.min(tl.load(bound_ptr + part)), tl.max(tl.load(bound_ptr + part + 1))
 
 
 @triton.jit
@@ -234,7 +250,7 @@ def narrow_kernel(
     pair = tile * SIZE + tl.arange(0, SIZE)
     first = head * side * side
     key = pair_keys(tl.load(drop_ptr + first + pair), pair // side, pair % side, FIRST, DIAGONAL)
-    low, high = bounds(bound_ptr, head, parts, PARTS)
+    low, high = outer_bounds(bound_ptr, head, parts, PARTS)
     before = key < low.to(key.dtype)
     between = (key < high.to(key.dtype)) & (key >= low.to(key.dtype))
     place = tl.cumsum(between.to(tl.int32), axis=0)
@@ -257,7 +273,7 @@ def count_candidates(candidate_ptr, number, bound, SIZE: tl.constexpr):
 @triton.jit
 def settle(bound_ptr, found_ptr, candidate_ptr, head, parts, budget, PARTS: tl.constexpr, SIZE: tl.constexpr):
     """The key of pair number `budget`, and how many pairs with that key are refined."""
-    low, high = bounds(bound_ptr, head, parts, PARTS)
+    low, high = outer_bounds(bound_ptr, head, parts, PARTS)
     before, number = tl.load(found_ptr + 2 * head), tl.load(found_ptr + 2 * head + 1)
     rank = budget - before
     low = tl.where(rank > number, high, low)
@@ -277,27 +293,31 @@ def load_keys(drop_ptr, head, x, y, side, FIRST: tl.constexpr, DIAGONAL: tl.cons
 
 @triton.jit
 def tally_kernel(
-    drop_ptr, bound_ptr, found_ptr, candidate_ptr, threshold_ptr, tally_ptr, words_ptr, side, tiles, parts, budget,
+    drop_ptr, bound_ptr, found_ptr, candidate_ptr, threshold_ptr, tally_ptr, rest_ptr, words_ptr,
+    side, tiles, parts, budget,
     FIRST: tl.constexpr, DIAGONAL: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The key of pair number `budget`; pairs of each of ROWS block rows that are better, and that tie with it."""
     head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    threshold, quota = settle(bound_ptr, found_ptr, candidate_ptr + head * side * side, head, parts, budget, PARTS, SIZE)
+    threshold, quota = settle(
+        bound_ptr, found_ptr, candidate_ptr + head * side * side, head, parts, budget, PARTS, SIZE
+    )
     if tile == 0:
         store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota)
     x = tile * ROWS + tl.arange(0, ROWS)
     better, tied = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
+    rest = tl.full((ROWS,), float("inf"), rest_ptr.dtype.element_ty)
     for first in range(0, side, CHUNK):
-        _drop, key = load_keys(drop_ptr, head, x, first + tl.arange(0, CHUNK), side, FIRST, DIAGONAL)
-        better += tl.sum((key < threshold.to(key.dtype)).to(tl.int32), axis=1)
-        tied += tl.sum((key == threshold.to(key.dtype)).to(tl.int32), axis=1)
-    store_tally(tally_ptr, head, side, x, better, tied)
+        drop, key = load_keys(drop_ptr, head, x, first + tl.arange(0, CHUNK), side, FIRST, DIAGONAL)
+        more_better, more_tied, least = tallies(drop, key, threshold)
+        better, tied, rest = better + more_better, tied + more_tied, tl.minimum(rest, least)
+    store_tally(tally_ptr, rest_ptr, head, side, x, better, tied, rest)
 
 
 @triton.jit
 def row_shares(tally_ptr, head, side, first, quota, ROWS: tl.constexpr, CHUNK: tl.constexpr):
-    """Where the lists of the rows first … first + ROWS − 1 begin, and how many ties each takes; ties go in order."""
+    """Where the lists of the rows first … first + ROWS − 1 begin, and how many ties each has, and takes, in order."""
     better_ptr, tied_ptr = tally_ptr + 2 * head * side, tally_ptr + (2 * head + 1) * side
     better_before, tied_before = tl.zeros((CHUNK,), tl.int32), tl.zeros((CHUNK,), tl.int32)
     for start in range(0, first, CHUNK):
@@ -309,77 +329,69 @@ def row_shares(tally_ptr, head, side, first, quota, ROWS: tl.constexpr, CHUNK: t
     better_before = tl.sum(better_before) + tl.cumsum(better, axis=0) - better
     tied_before = tl.sum(tied_before) + tl.cumsum(tied, axis=0) - tied
     taken_before = tl.minimum(tied_before, quota)
-    return better_before + taken_before, tl.minimum(tied, quota - taken_before)
+    return better_before + taken_before, tied, tl.minimum(tied, quota - taken_before)
 
 
 @triton.jit
-def choose(drop_ptr, head, x, y, side, threshold, ties, seen, FIRST: tl.constexpr, DIAGONAL: tl.constexpr):
-    """A chunk of max S − S, which of its pairs are refined, their places in the lists, and what the rows have seen.
-
-    `seen` counts better pairs in its low half and ties in its high half: one scan for both.
-    """
-    drop, key = load_keys(drop_ptr, head, x, y, side, FIRST, DIAGONAL)
-    better, tied = key < threshold.to(key.dtype), key == threshold.to(key.dtype)
-    step = better.to(tl.int32) + (tied.to(tl.int32) << 16)
-    count = seen[:, None] + tl.cumsum(step, axis=1)
-    rank = count >> 16
-    chosen = better | (tied & (rank <= ties[:, None]))
-    return drop, chosen, (count & 0xFFFF) + tl.minimum(rank, ties[:, None]) - 1, seen + tl.sum(step, axis=1)
-
-
-@triton.jit
-def coarse_logits(drop, chosen, peak):
-    """log₂ e^S of the pairs that are not refined and have tokens."""
-    return tl.where(chosen | (drop < 0), -float("inf"), (peak[:, None] - drop) * LOG2E)
+def coarse_peak(score_peak, rest, threshold, left):
+    """log₂ of max e^S over the unrefined pairs of each row, of which ties with the threshold are some where `left`."""
+    level = threshold.to(tl.uint32).to(tl.float32, bitcast=True)
+    level = tl.where(left, level, -1.0)
+    rest = tl.where(level >= 0, tl.minimum(rest, level), rest)
+    return tl.where(rest < float("inf"), (score_peak - rest) * LOG2E, NEVER)
 
 
 @triton.jit
 def finish_kernel(
-    drop_ptr, peak_ptr, count_ptr, mean_v_ptr, tally_ptr, threshold_ptr, bits_ptr, words_ptr, start_ptr, listed_ptr,
-    coarse_peak_ptr, coarse_mass_ptr, coarse_sum_ptr, weight_ptr, side, tiles, budget,
+    drop_ptr, peak_ptr, rest_ptr, count_ptr, mean_v_ptr, tally_ptr, threshold_ptr,
+    bits_ptr, words_ptr, start_ptr, listed_ptr, coarse_peak_ptr, coarse_mass_ptr, coarse_sum_ptr, weight_ptr,
+    side, tiles, budget,
     FULL: tl.constexpr, FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Bits and lists of ROWS block rows, and with FULL what their unrefined pairs add to the output.
 
     peak = log₂ max e^S, weights = c_y e^S / 2^peak, mass = Σ weights, sum = Σ weights v̄_y, over all y not refined.
     """
     head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    x, offset = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, CHUNK)
+    x = tile * ROWS + tl.arange(0, ROWS)
     row, words = head * side + x, side // 32
     threshold, quota = tl.load(threshold_ptr + 2 * head), tl.load(threshold_ptr + 2 * head + 1).to(tl.int32)
-    begin, ties = row_shares(tally_ptr, head, side, tile * ROWS, quota, ROWS, CHUNK)
+    begin, tied_in_row, ties = row_shares(tally_ptr, head, side, tile * ROWS, quota, ROWS, CHUNK)
     tl.store(start_ptr + head * (side + 1) + x, begin)
     if tile == 0:
         tl.store(start_ptr + head * (side + 1) + side, budget)
+    seen, mass = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), COMPUTE)
+    total = tl.zeros((ROWS, BLOCK_D), COMPUTE)
     score_peak = tl.load(peak_ptr + row)
-    seen, peak = tl.zeros((ROWS,), tl.int32), tl.full((ROWS,), NEVER, COMPUTE)
-    drop = tl.zeros((ROWS, CHUNK), COMPUTE)
-    chosen = drop > 0
-    for chunk in range(0, CHUNKS):
-        first = chunk * CHUNK
-        y = first + offset
-        drop, chosen, place_in_row, seen = choose(drop_ptr, head, x, y, side, threshold, ties, seen, FIRST, DIAGONAL)
+    peak = coarse_peak(score_peak, tl.load(rest_ptr + row), threshold, tied_in_row > ties)
+    for first in range(0, side, CHUNK):
+        y = first + tl.arange(0, CHUNK)
+        drop, key = load_keys(drop_ptr, head, x, y, side, FIRST, DIAGONAL)
+        better, tied = key < threshold.to(key.dtype), key == threshold.to(key.dtype)
+        # Better pairs are counted in the low half of a word, ties in the high half: one scan for both.
+        step = better.to(tl.int32) + (tied.to(tl.int32) << 16)
+        count = seen[:, None] + tl.cumsum(step, axis=1)
+        seen += tl.sum(step, axis=1)
+        rank = count >> 16
+        chosen = better | (tied & (rank <= ties[:, None]))
+        place_in_row = (count & 0xFFFF) + tl.minimum(rank, ties[:, None]) - 1
         target = listed_ptr + head * budget + begin[:, None] + place_in_row
         tl.store(target, tl.broadcast_to(y[None, :], (ROWS, CHUNK)), mask=chosen)
+
         by_word = tl.reshape(chosen.to(tl.int32), (ROWS, CHUNK // 32, 32))
         packed = tl.sum(by_word << tl.arange(0, 32)[None, None, :], axis=2)
         word = first // 32 + tl.arange(0, CHUNK // 32)
         tl.store(bits_ptr + row[:, None] * words + word[None, :], packed)
         tl.atomic_add(words_ptr + head * words + word, tl.sum(tl.sum(by_word, axis=2), axis=0), sem="relaxed")
         if FULL:
-            peak = tl.maximum(peak, tl.max(coarse_logits(drop, chosen, score_peak), axis=1))
-    if FULL:
-        seen, mass, total = seen * 0, tl.zeros((ROWS,), COMPUTE), tl.zeros((ROWS, BLOCK_D), COMPUTE)
-        for chunk in range(0, CHUNKS):
-            y = chunk * CHUNK + offset
-            if CHUNKS > 1:
-                drop, chosen, _place, seen = choose(drop_ptr, head, x, y, side, threshold, ties, seen, FIRST, DIAGONAL)
-            count, mean_v = tl.load(count_ptr + head * side + y), load_means(mean_v_ptr, head * side + y, BLOCK_D)
-            weights = tl.exp2(coarse_logits(drop, chosen, score_peak) - peak[:, None]) * count[None, :]
+            count_y, mean_v = tl.load(count_ptr + head * side + y), load_means(mean_v_ptr, head * side + y, BLOCK_D)
+            logits = (score_peak[:, None] - drop) * LOG2E - peak[:, None]
+            weights = tl.exp2(tl.where(chosen | (drop < 0), -float("inf"), logits)) * count_y[None, :]
             tl.store(weight_ptr + row[:, None] * side + y[None, :], weights.to(OPERAND))
             total += product(weights, mean_v, COMPUTE, OPERAND, PRECISION)
             mass += tl.sum(weights, axis=1)
+    if FULL:
         tl.store(coarse_peak_ptr + row, peak)
         tl.store(coarse_mass_ptr + row, mass)
         tl.store(coarse_sum_ptr + row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :], total)
@@ -444,7 +456,7 @@ def select(
     side, width, kinds = padded(num_blocks), block_dim(q.shape[3]), arithmetic(q.dtype)
     means, counts = pool(q, k, v, key_mask, block_size)
     sequences, chunk = len(counts), min(CHUNK, side)
-    drops, peaks = counts.new_empty(sequences, side, side), torch.empty_like(counts)
+    drops, peaks, rest = counts.new_empty(sequences, side, side), torch.empty_like(counts), torch.empty_like(counts)
     threshold = torch.empty(sequences, 2, dtype=torch.int64, device=q.device)
     whole = dict(dtype=torch.int32, device=q.device)
     tally, words = torch.empty(sequences, 2, side, **whole), torch.empty(sequences, side // 32, **whole)
@@ -454,9 +466,9 @@ def select(
     rows = min(side, max(16, PAIRS // chunk))
     tiles = side // rows
     parts, found = tiles * chunks, torch.empty(sequences, 2, **whole)
-    bound = threshold.new_empty(sequences, parts)
+    bound = threshold.new_empty(sequences, parts, 2)
     rank_kernel[(sequences * tiles,)](
-        means[0], means[1], counts, drops, peaks, bound, found, threshold, tally, words,
+        means[0], means[1], counts, drops, peaks, bound, found, threshold, tally, rest, words,
         num_blocks, side, tiles, triton.cdiv(budget, parts),
         **order, BITS=35 if priors else 32, ROWS=rows, CHUNK=chunk, CHUNKS=chunks, WHOLE=parts == 1,
         HEAD_DIM=q.shape[3], BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=score_precision(q.dtype),
@@ -472,8 +484,8 @@ def select(
             drops, bound, found, candidates, side, side * side // size, parts, **order, **lists, SIZE=size, num_warps=8
         )
         tally_kernel[(sequences * tiles,)](
-            drops, bound, found, candidates, threshold, tally, words, side, tiles, parts, budget,
-            **order, **lists, SIZE=2048, ROWS=rows, CHUNK=chunk, num_warps=4,
+            drops, bound, found, candidates, threshold, tally, rest, words, side, tiles, parts, budget,
+            **order, **lists, SIZE=2048, ROWS=rows, CHUNK=chunk, num_warps=8,
         )  # fmt: skip
     chosen = Selection(
         means=means, counts=counts, bits=torch.empty(sequences, side, side // 32, **whole), words=words,
@@ -482,10 +494,10 @@ def select(
     )  # fmt: skip
     mass, sums = (torch.empty_like(counts), torch.empty_like(means[0])) if full else (counts, counts)
     finish_kernel[(sequences * tiles,)](
-        drops, peaks, counts, means[2], tally, threshold, chosen.bits, words, chosen.starts, chosen.listed,
-        chosen.peaks, mass, sums, chosen.weights, side, tiles, budget,
-        FULL=full, **order, ROWS=rows, CHUNK=chunk, CHUNKS=chunks, BLOCK_D=width, **kinds,
-        num_warps=max(1, rows * chunk // 1024),
+        drops, peaks, rest, counts, means[2], tally, threshold,
+        chosen.bits, words, chosen.starts, chosen.listed, chosen.peaks, mass, sums, chosen.weights, side, tiles, budget,
+        FULL=full, **order, ROWS=rows, CHUNK=min(FINISH[0], side), BLOCK_D=width, **kinds,
+        num_warps=FINISH[1], num_stages=1,
     )  # fmt: skip
     return chosen, (mass, sums)
 

@@ -139,7 +139,7 @@ def attend_kernel(
         peak = higher
     seen = real & (mass > 0)
     mass = tl.where(seen, mass, 1.0)
-    out = tl.where(seen[:, None], total / mass[:, None], 0.0)
+    out = total * tl.where(seen, 1.0 / mass, 0.0)[:, None]
     keep_n = x * BLOCK + offset_n < length
     store_rows(out_ptr + b * out_b + wide_h * out_h, out_n, x * BLOCK, offset_n, keep_n, out, HEAD_DIM, BLOCK_D)
     tl.store(log_mass_ptr + (head * num_blocks + x) * BLOCK + offset_n, tl.where(seen, peak + tl.log2(mass), UNSEEN))

@@ -34,6 +34,7 @@ class Tables:
     summary: pd.DataFrame
     steps: pd.DataFrame
     problems: list[str]
+    records: list[Record] = field(default_factory=list, repr=False)  # what they are derived from, each cell once
     paths: list[Path] = field(default_factory=list)
 
 
@@ -62,7 +63,7 @@ def build(records: Iterable[Record], problems: Sequence[str] = ()) -> Tables:
     kept, doubled = distinct(records)
     rows = leaderboard(kept)
     table, mixed = summary(rows, suites())
-    return Tables(rows, table, steps(kept), [*problems, *doubled, *mixed])
+    return Tables(rows, table, steps(kept), [*problems, *doubled, *mixed], kept)
 
 
 def to_csv(table: pd.DataFrame) -> str:

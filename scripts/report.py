@@ -1,4 +1,4 @@
-"""Rebuild the tables and curves from all records, or look at some of them.
+"""Rebuild everything that is derived from records, or look at some of them.
 
 python scripts/report.py [results_dir]
 python scripts/report.py --with results/reference/h100               # your rows beside those, which do not run again
@@ -13,15 +13,24 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a clo
 
 from lra.beside import beside
 from lra.comparison import compare
-from lra.efficiency import picture, table
 from lra.errors import UserError
 from lra.leaderboard import distinct
+from lra.publish import publish
 from lra.record import read_records
-from lra.report import refresh, to_documents
+
+DESCRIPTION = """\
+Rebuild everything that is derived from the records below RESULTS_DIR; the same bytes whatever their order.
+
+  leaderboard.csv, summary.csv, steps.csv   accuracy, averages, training speed; the first two also as tables.md, .tex
+  efficiency.csv, lens.csv                  where scripts/efficiency.py or scripts/lens.py left records
+  plots/*.svg, *.png                        accuracy against speed and memory, accuracy with intervals, learning curves,
+                                            time and memory against length, approximation error against time; published
+                                            numbers apart. Speeds count of cells that had the device for themselves
+  report.html                               all of it in one file, with a card for each cell; needs no network"""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Rebuild the tables and curves from all records.")
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results_dir", nargs="?", default="results", type=Path, help="default: results")
     parser.add_argument("--compare", type=_two, metavar="A,B", help="two rows on the same test items, rebuild nothing")
     parser.add_argument("--with", type=Path, dest="other", metavar="DIR", help="your rows beside those of DIR")
@@ -61,19 +70,10 @@ def show_beside(results_dir: Path, other_dir: Path) -> int:
 
 
 def rebuild(results_dir: Path) -> int:
-    tables = refresh(results_dir)
-    for path in tables.paths:
-        print(f"{path}: {len(getattr(tables, path.stem))} rows")
-    for path in to_documents(tables, results_dir):
-        print(path)
-    problems = list(tables.problems)
-    if (results_dir / table.FOLDER).is_dir():
-        rows, found = table.refresh(results_dir)
-        print(f"{results_dir / table.FILE}: {len(rows)} rows")
-        for path in picture.draw(results_dir, rows):
-            print(f"{path}.svg, .png")
-        problems += found
-    for problem in problems:
+    made = publish(results_dir)
+    for path, note in made.files:
+        print(f"{path}: {note}" if note else path)
+    for problem in made.problems:
         print(f"problem: {problem}", file=sys.stderr)
     return 0
 

@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def finish(results_dir: Path, device: str) -> None:
     """Tables and pictures from all records, and a summary of the ratios on the screen."""
     frame, problems = table.refresh(results_dir)
-    paths = picture.draw(results_dir, frame)
+    paths = [made.path for made in picture.draw(results_dir, frame)]
     print(summary(cast(pd.DataFrame, frame[frame["device"] == device])))
     for path in (results_dir / table.FILE, *(f"{path}.svg, .png" for path in paths)):
         print(path)

@@ -160,11 +160,15 @@ SLOPES = {"time_slope": "fwd_bwd_ms", "memory_slope": "peak_mem_mib"}
 
 
 def _slope(curve: pd.DataFrame, column: str) -> float:
-    points = curve[curve[column] > 0]
-    if len(points) < SHORTEST_CURVE:
+    points: Any = curve[curve[column] > 0]
+    return loglog_slope(points["length"], points[column] / points["batch"])
+
+
+def loglog_slope(lengths: pd.Series, values: pd.Series) -> float:
+    """Slope of ln value against ln length by least squares; NaN for fewer than three points."""
+    if len(lengths) < SHORTEST_CURVE:
         return math.nan
-    a_sequence = points[column] / points["batch"]
-    return float(np.polyfit(np.log(points["length"]), np.log(a_sequence), 1)[0])
+    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:

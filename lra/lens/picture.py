@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from lra.figures import line, save, style
+from lra.figures.style import Look, looks, save, style
 
 CURVES = (
     ("entropy", "entropy (bits)", "linear"),
@@ -74,6 +74,7 @@ def _draw_matrices(figure: Any, panels: Sequence[Panel], rows: int, columns: int
         axes.set_yticks([0, length])
         axes.tick_params(length=2, labelsize=7)
         axes.spines[["top", "right"]].set_visible(True)
+        axes.grid(visible=False)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
@@ -106,25 +107,25 @@ def pooled(matrix: Tensor) -> Tensor:
 
 
 def _draw_curves(figure: Any, curves: Mapping[str, Sequence[Mapping[str, Any]]], columns: int) -> None:
+    known = looks(curves)
     for axes, (instrument, label, scale) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
-        for at, (name, points) in enumerate(curves.items()):
-            _draw_curve(axes, at, name, points, instrument)
+        for name, points in curves.items():
+            _draw_curve(axes, known[name], name, points, instrument)
         axes.set_xscale("log", base=2)
         if any(point[instrument] > 0 for points in curves.values() for point in points):  # else no logarithm
             axes.set_yscale(scale)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("softmax temperature")
         axes.set_title(label)
-        axes.grid(color="0.9", linewidth=0.6)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
 
 
-def _draw_curve(axes: Axes, at: int, name: str, points: Sequence[Mapping[str, Any]], instrument: str) -> None:
+def _draw_curve(axes: Axes, look: Look, name: str, points: Sequence[Mapping[str, Any]], instrument: str) -> None:
     axes.plot(
         [point["softmax_temperature"] for point in points],
         [point[instrument] for point in points],
         label=name,
-        **line(at),
+        **look.line(),
     )

@@ -309,9 +309,10 @@ def test_tables_and_pictures_are_the_same_bytes_whatever_the_order(tmp_path: Pat
         monkeypatch.setattr(sys, "argv", ["report.py", str(folder)])
         with pytest.raises(SystemExit, match=r"^0$"):
             runpy.run_path(str(ROOT / "scripts" / "report.py"), run_name="__main__")
-        paths = [folder / "efficiency.csv", *sorted(folder.rglob("efficiency-h2-d32-bfloat16.*"))]
+        pictures = (folder / "plots").glob("efficiency-*-h2-d32-bfloat16.*")
+        paths = [folder / "efficiency.csv", folder / "report.html", *sorted(pictures)]
         made.append([path.read_bytes() for path in paths])
-    assert len(made[0]) == 3
+    assert len(made[0]) == 4
     assert made[0] == made[1]
     rows = pd.read_csv(tmp_path / "a" / "efficiency.csv")
     assert list(rows.columns) == list(table.COLUMNS)
@@ -331,10 +332,9 @@ def test_a_record_that_cannot_be_used_is_named_and_left_out(tmp_path: Path):
 def test_curves_need_only_what_was_measured(tmp_path: Path):
     records = [row_record("lln", 1024), row_record("mra", 1024, status="oom", fwd_bwd_ms=0.1, peak_mem_mib=None)]
     del records[1]["row"]["fwd_bwd_ms"]
-    assert picture.draw(tmp_path, table.table(records)) == [
-        table.directory(tmp_path, H100) / "efficiency-h2-d32-bfloat16"
-    ]
-    assert picture.draw(tmp_path / "none", table.table(records[1:])) == []
+    (made,) = picture.draw(tmp_path, table.table(records))
+    assert made.path == tmp_path / "plots" / "efficiency-nvidia-h100-80gb-hbm3-h2-d32-bfloat16"
+    assert list(picture.draw(tmp_path / "none", table.table(records[1:]))) == []
 
 
 # The command

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from efficiency import H100, row_record
+from efficiency import row_record
 from torch import Tensor
 
 import attention

@@ -39,8 +39,9 @@ def render(made: Tables, speed: Any, pictures: Sequence[Picture]) -> str:
         tag("script", Markup(_asset("page.js"))),
     ]  # fmt: skip
     head = [
-        Markup('<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
-        Markup('<link rel="icon" href="data:,">\n'),  # or a browser would ask for one
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("link", rel="icon", href="data:,"),  # or a browser would ask for one
         tag("title", TITLE),
         tag("style", Markup(_asset("page.css"))),
     ]
@@ -65,7 +66,7 @@ def _table(table: tables.Table) -> Markup:
 def _cells(made: Tables) -> Markup:
     filters = [
         tag("label", "show ", tag("input", type="search", id="filter", placeholder="attention, task, device …")),
-        tag("label", Markup('<input type="checkbox" id="failed">'), " failed only"),
+        tag("label", tag("input", type="checkbox", id="failed"), " failed only"),
     ]
     everything = tag("div", cards.render(made.records), id="cards")
     return tag("section", tag("h2", "Cells"), tag("p", *filters), everything, id="cells")

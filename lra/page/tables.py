@@ -96,7 +96,7 @@ def render(table: Table) -> Markup:
     return tag("div", tag("table", body, id=table.name), class_="wide")
 
 
-def _empty(column: pd.Series) -> bool:
+def _empty(column: Any) -> bool:
     return all(pd.isna(value) or value == "" for value in column)
 
 

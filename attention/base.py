@@ -58,8 +58,8 @@ class Attention(nn.Module):
         """
         self._auxiliary = None
 
-    def implementation(self, device: torch.device) -> str:
-        """Which implementation runs on `device`."""
+    def implementation(self, device: torch.device, compiled: bool = False) -> str:
+        """Which implementation runs on `device`, in a model that is `compiled` or is not."""
         return resolve_impl(self.impl, device, self.implementations)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,15 +2,42 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention.base import Attention
 from attention.registry import register
 from kernels.common.layout import heads_last
 
+TILE = 128
+"""Tokens of a side of a tile that FlexAttention computes or skips."""
+
+
+@register("softmax")
+class SoftmaxAttention(Attention):
+    """softmax(q kᵀ / √D) v, by the fastest exact path of the device that honours the mask.
+
+    PyTorch's SDPA; and for the training steps of a model that is compiled on a GPU, FlexAttention, which skips tiles of
+    padding (forward + backward of ListOps' shape on an H100: 0.36 ms; SDPA 0.87 with the mask, 0.56 without any).
+    """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        compiled = torch.compiler.is_compiling() and torch.is_grad_enabled()
+        if key_mask is not None and compiled and self._has_tiles(q.device):
+            return heads_last(tiled_attention(q, k, v, key_mask))
+        return softmax_attention(q, k, v, key_mask, self.causal)
+
+    def implementation(self, device: torch.device, compiled: bool = False) -> str:
+        """What takes the masked calls of training: "flex" or "sdpa"."""
+        return "flex" if compiled and self._has_tiles(device) else "sdpa"
+
+    def _has_tiles(self, device: torch.device) -> bool:
+        return device.type == "cuda" and not self.causal and self.head_dim in (16, 32, 64, 128)
+
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool = False) -> Tensor:
-    """softmax(q kᵀ / √D) v over the real keys; arguments and result as in `attention.base.Attention`."""
+    """softmax(q kᵀ / √D) v over the real keys by SDPA; arguments and result as in `attention.base.Attention`."""
     if key_mask is None:
         return heads_last(scaled_dot_product_attention(q, k, v, is_causal=causal))
     # A query that may see no key at all would give NaN: let it see something, its row is dropped below.
@@ -22,9 +49,32 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, 
     return heads_last(scaled_dot_product_attention(q, k, v, attn_mask=visible), key_mask)
 
 
-@register("softmax")
-class SoftmaxAttention(Attention):
-    """softmax(q kᵀ / √D) v through PyTorch's SDPA, the fastest exact backend of the device."""
+def tiled_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
+    """The same by FlexAttention, (B, H, N, D), zero for padded queries; worth it only when compiled."""
+    out = flex_attention(q, k, v, block_mask=tiles(key_mask))
+    assert isinstance(out, Tensor)
+    return out * key_mask[:, None, :, None]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-        return softmax_attention(q, k, v, key_mask, self.causal)
+
+def tiles(key_mask: Tensor) -> BlockMask:
+    """Which tiles of the attention matrix hold a real query and a real key, for a key mask (B, N).
+
+    Made from counts of tiles, O(B (N / TILE)²), where `create_block_mask` would look at every pair of tokens.
+    """
+    length = key_mask.shape[1]
+    tiled = functional.pad(key_mask, (0, -length % TILE)).unflatten(1, (-1, TILE))  # (B, tiles, TILE)
+    some, every = tiled.any(-1), tiled.all(-1)
+    computed = some[:, :, None] & some[:, None, :]  # (B, query tiles, key tiles)
+    return BlockMask.from_kv_blocks(
+        *_listed(computed & ~every[:, None, :]),
+        *_listed(computed & every[:, None, :]),
+        BLOCK_SIZE=TILE,
+        mask_mod=lambda b, h, i, j: key_mask[b, j],
+        seq_lengths=(length, length),
+    )
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of tiles: how many key tiles are chosen, and all key tiles, the chosen ones first."""
+    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]

@@ -33,7 +33,8 @@ class Captured:
     def __call__(self) -> None:
         if self.graph is None and self.calls == self.EAGER_CALLS:
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=self.pool):
+            # Calls of other threads, such as that which watches over NCCL, are no part of the graph, and no mistake.
+            with torch.cuda.graph(self.graph, pool=self.pool, capture_error_mode="thread_local"):
                 self.function()
         if self.graph is not None:
             self.graph.replay()

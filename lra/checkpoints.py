@@ -32,7 +32,8 @@ class Checkpoints(Callback):
         assert isinstance(pl_module, CellModule)
         best = best_point(pl_module.curve) is pl_module.curve[-1]
         last = pl_module.step == pl_module.training_config.steps
-        if not (best or last or time.monotonic() > self._saved_at + SECONDS_BETWEEN_SAVES):
+        due = best or last or time.monotonic() > self._saved_at + SECONDS_BETWEEN_SAVES
+        if not trainer.strategy.broadcast(due):  # all ranks take part in a save, and clocks differ
             return
         if best:
             trainer.save_checkpoint(self.directory / BEST)

@@ -24,7 +24,10 @@ from lra.record import Cell
 IDENTITY = ("task", "attention", "protocol", "budget")
 """The config groups that name a cell."""
 
-NOT_NUMBERS = ("results_dir", "rerun", "seed", "data.root", "logger.", "trainer.accelerator", "trainer.steps_per_call")
+NOT_NUMBERS = (
+    *("results_dir", "rerun", "seed", "data.root", "logger."),
+    *("trainer.accelerator", "trainer.steps_per_call", "trainer.bare_steps"),
+)
 """Keys that change no number of a cell: where things are written, how they are shown, what runs how fast."""
 
 PROTOCOL_OWNS = ("model.", "training.", "protocol.", "task.")
@@ -74,8 +77,10 @@ def _run_one(composed: DictConfig) -> None:
 
     from lra import report  # imports pandas; `--cfg job` and mistakes need not wait for it
     from lra.staleness import stale
-    from lra.train import run_cell
+    from lra.train import help_cell, helps, run_cell
 
+    if helps(config):
+        return help_cell(config, cell)
     console = Console()
     record = run_cell(config, cell, starred=starred, console=console)
     tables = report.refresh(config.results_dir)

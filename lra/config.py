@@ -107,8 +107,13 @@ class TrainerConfig:
     compile: Any = "auto"
     steps_per_call: Any = "auto"
     accumulate: int = 1
+    devices: int = 1
+    deterministic: bool = False
+    bare_steps: int = 0
 
     def __post_init__(self) -> None:
+        _positive("trainer.", self, "accumulate", "devices")
+        _require("trainer.", self.bare_steps >= 0, "bare_steps", self.bare_steps, "it must not be negative")
         _one_of("trainer.", self, compile=("auto", True, False))
         _one_of("trainer.", self, accelerator=("auto", "cpu", "cuda"), precision=("auto", "32", "bf16"))
         calls = self.steps_per_call
@@ -152,10 +157,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _require("", 0 <= self.seed < 2**31, "seed", self.seed, "it must be in [0, 2^31)")
-        parts, batch = self.trainer.accumulate, self.training.batch_size
         _require("", self.rerun in (False, True, "failed"), "rerun", self.rerun, "it must be false, true or failed")
-        divides = parts > 0 and batch % parts == 0
-        _require("trainer.", divides, "accumulate", parts, f"it must divide training.batch_size={batch}")
+        parts, devices, batch = self.trainer.accumulate, self.trainer.devices, self.training.batch_size
+        allowed = f"it must divide training.batch_size={batch}"
+        _require("trainer.", batch % parts == 0, "accumulate", parts, allowed)
+        _require("trainer.", batch % (parts * devices) == 0, "devices", devices, f"{allowed}, times accumulate={parts}")
 
     @property
     def afresh(self) -> bool:

@@ -88,7 +88,8 @@ def launch(jobs: list[Job], per_gpu: int, limit_minutes: float | None = None) ->
         allowed = "it must be a positive number of minutes, or null"
         raise UserError(f"hydra.launcher.limit_minutes={limit_minutes} is not possible; {allowed}")
     console = Console()
-    records = run_jobs(jobs, _slots(per_gpu), console, limit_minutes)
+    devices = max(job.config.trainer.devices for job in jobs)
+    records = run_jobs(jobs, _slots(per_gpu, devices), console, limit_minutes)
     for results_dir in {job.results_dir for job in jobs}:
         report.refresh(results_dir)
     marks = [stale(record, job.config) for job, record in zip(jobs, records, strict=True)]
@@ -232,9 +233,11 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _slots(per_gpu: int) -> list[str | None]:
+def _slots(per_gpu: int, devices: int = 1) -> list[str | None]:
+    """What a cell sees of the GPUs: `devices` of them each; as often as cells share them."""
     if not isinstance(per_gpu, int) or per_gpu < 1:
         raise UserError(f"hydra.launcher.per_gpu={per_gpu} is not possible; it must be a positive integer")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    return [gpu for _ in range(per_gpu) for gpu in gpus] or [None]
+    groups = [",".join(gpus[i : i + devices]) for i in range(0, len(gpus) - devices + 1, devices)]
+    return [*groups * per_gpu] or [None]

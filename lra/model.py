@@ -114,9 +114,9 @@ class Classifier(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.tokens.weight.device
 
-    def attention_impl(self) -> str:
+    def attention_impl(self, compiled: bool = False) -> str:
         """Which implementation of the attention runs on the model's device."""
-        return self.encoder.attentions()[0].implementation(self.device)
+        return self.encoder.attentions()[0].implementation(self.device, compiled)
 
 
 def pool(x: Tensor, key_mask: Tensor, pooling: str) -> Tensor:

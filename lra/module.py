@@ -18,6 +18,7 @@ from lra.capture import Captured
 from lra.config import TrainingConfig
 from lra.data import DeviceSplit, TrainingOrder
 from lra.model import Classifier
+from lra.ranks import average_gradients
 from lra.seeding import seed_all
 from lra.tasks import TaskData
 
@@ -48,6 +49,11 @@ class CellModule(LightningModule):
     only counter; Lightning's `global_step` means nothing here. A Lightning epoch is one validation interval: its
     loader yields the ranges from `self.step` to the next validation, so a run that resumes from a checkpoint of any
     epoch continues where it was. Batches and dropout are functions of (seed, step), so it continues bit for bit.
+
+    On several devices each rank trains on its part of every batch, so that the batch is the protocol's, with dropout
+    of its own; gradients are averaged inside the step, losses and counts when they are read. Validation batches are
+    dealt out whole. So all is as on one device, but for attentions whose statistics are those of the call (LLN, AdaMRA:
+    of a rank's part, as with `accumulate`); Routing's centroids follow the queries and keys of all ranks.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class CellModule(LightningModule):
         steps_per_call: int,
         accumulate: int,
         selection: str,
+        bare_steps: int = 0,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -73,25 +80,17 @@ class CellModule(LightningModule):
         self.train_seconds = self.train_seconds_before = 0.0  # of all processes of the cell, of those before this one
         self.timed_steps, self.timed_seconds = 0, 0.0
         self.compile_seconds = 0.0  # of this process, outside train_seconds
+        self.first_step_at: float | None = None  # on the clock of `time.perf_counter`
+        self.bare_steps, self.bare_steps_per_second = bare_steps, None
         self._compiled, self._accumulate, self._warm = compiled, accumulate, False
         self.on_step = lambda: None  # called after every training step; the progress bar hooks in here
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "_splits"):
-            return
-        self._splits = {name: DeviceSplit(split, self.device) for name, split in self.data.splits.items()}
-        batch_size = self.training_config.batch_size
-        self._order = TrainingOrder(len(self._splits["train"]), batch_size, self.seed, self.device)
-        # What a captured step reads and writes, at fixed addresses.
-        self._index = torch.zeros(batch_size, dtype=torch.long, device=self.device)
-        self._counts = torch.zeros(batch_size, dtype=torch.bool, device=self.device)
-        self._loss = torch.zeros((), device=self.device)
-        self._eval_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._eval_correct = torch.zeros((), dtype=torch.long, device=self.device)
-        # The class of each test item; one place more takes those of a batch that do not count.
-        self._predicted = torch.zeros(len(self._splits["test"]) + 1, dtype=torch.long, device=self.device)
-        self._objective = torch.compile(objective, dynamic=False) if self._compiled else objective
-        captures = self._compiled and self.device.type == "cuda"
+        if not hasattr(self, "_splits"):
+            self._place()
+        # Anew for every call of fit or test: Lightning has moved the weights to the CPU and back in between, so that
+        # they need not lie where a graph would look for them.
+        captures = self._compiled and self.trainer.strategy.root_device.type == "cuda"
         pool = torch.cuda.graph_pool_handle() if captures else None
 
         def step(function: Callable[[], None]) -> Callable[[], None]:
@@ -100,13 +99,29 @@ class CellModule(LightningModule):
         self._train_batch = step(self._train)
         self._score_batch = {name: step(partial(self._score, name)) for name in self._splits}
 
+    def _place(self) -> None:
+        """Put the data on the device, and what a captured step reads and writes, at fixed addresses."""
+        self._splits = {name: DeviceSplit(split, self.device) for name, split in self.data.splits.items()}
+        batch_size = self.training_config.batch_size
+        self._order = TrainingOrder(len(self._splits["train"]), batch_size, self.seed, self.device)
+        self._index = torch.zeros(batch_size, dtype=torch.long, device=self.device)
+        self._part = self._index.chunk(self.trainer.world_size)[self.global_rank]  # of a training batch, a view
+        self._counts = torch.zeros(batch_size, dtype=torch.bool, device=self.device)
+        self._loss = torch.zeros((), device=self.device)
+        self._eval_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._eval_correct = torch.zeros((), dtype=torch.long, device=self.device)
+        # The class of each test item, zero for those of other ranks; one place more takes those that do not count.
+        self._predicted = torch.zeros(len(self._splits["test"]) + 1, dtype=torch.long, device=self.device)
+        self._objective = torch.compile(objective, dynamic=False) if self._compiled else objective
+
     # Training
 
     def train_dataloader(self) -> "Intervals":
         return Intervals(self)
 
     def on_train_epoch_start(self) -> None:
-        seed_all(self.seed, "dropout", self.step)
+        own = () if self.global_rank == 0 else (self.global_rank,)
+        seed_all(self.seed, "dropout", self.step, *own)
         self._interval_start = (self.step, self._clock(), self.compile_seconds)
         self._interval_losses: list[tuple[int, int, Tensor]] = []  # of each call: last step, steps, sum of losses
 
@@ -138,24 +153,28 @@ class CellModule(LightningModule):
         # Lightning's wrapper around the optimiser would count steps in Python, which a replay does not pass through.
         optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
-        for index in self._index.chunk(self._accumulate):
+        for index in self._part.chunk(self._accumulate):
             with self._autocast():
                 losses, auxiliary, _ = self._objective(self.model, *self._splits["train"].gather(index))
             loss = losses.mean() / self._accumulate
             (loss + auxiliary / self._accumulate).backward()
             self._loss += loss.detach()
             self.model.release()
+        average_gradients(self.model.parameters())
         optimizer.step()  # pyright: ignore[reportAttributeAccessIssue,reportCallIssue]
 
     @contextmanager
     def _compiling(self, batch: Callable[[], None]) -> Iterator[None]:
         """Book what a call takes under compiling, as long as it is not a replay."""
-        if not isinstance(batch, Captured) or batch.ready:
+        if self.first_step_at is not None and (not isinstance(batch, Captured) or batch.ready):
             yield
             return
         started = self._clock()
         yield
-        self.compile_seconds += self._clock() - started
+        ended = self._clock()
+        self.first_step_at = self.first_step_at or ended
+        if isinstance(batch, Captured):
+            self.compile_seconds += ended - started
 
     def _close_interval(self) -> dict[str, float]:
         """The point of the learning curve that the interval's training gives, and its share of the speed."""
@@ -166,7 +185,8 @@ class CellModule(LightningModule):
             self.timed_steps += self.step - first
             self.timed_seconds += seconds
         self._warm = True
-        sums = torch.stack([loss for _, _, loss in self._interval_losses]).tolist()
+        losses = torch.stack([loss for _, _, loss in self._interval_losses])
+        sums = self.trainer.strategy.reduce(losses, reduce_op="mean").tolist()
         for (step, count, _), loss in zip(self._interval_losses, sums, strict=True):
             if not math.isfinite(loss):
                 raise LossNotFiniteError(f"the training loss became {loss} at or before step {step}")
@@ -179,6 +199,18 @@ class CellModule(LightningModule):
         if self.timed_seconds:
             return self.timed_steps / self.timed_seconds
         return self.step / self.train_seconds if self.train_seconds else None
+
+    def on_train_end(self) -> None:
+        """Time the same steps without Lightning, or anything else, around them; the weights are put back."""
+        if not self.bare_steps:
+            return
+        trained = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        started = self._clock()
+        for step in range(self.step, self.step + self.bare_steps):
+            self._order.write(step, self._index)
+            self._train_batch()
+        self.bare_steps_per_second = self.bare_steps / (self._clock() - started)
+        self.model.load_state_dict(trained)
 
     # Evaluation
 
@@ -201,25 +233,27 @@ class CellModule(LightningModule):
 
     def test_step(self, batch: int, batch_idx: int) -> None:
         self.test_score = self.evaluate("test")
-        self.test_predictions = self._predicted[:-1].clone().cpu().numpy()
+        every = self.trainer.strategy.reduce(self._predicted[:-1].clone(), reduce_op="sum")
+        self.test_predictions = every.cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
 
     @torch.no_grad()
     def evaluate(self, split: str) -> Score:
         """Every item of a split, in batches of the protocol's size; Lightning has put the model into eval mode."""
         self._eval_loss.zero_()
         self._eval_correct.zero_()
-        total, batch_size = len(self._splits[split]), len(self._index)
+        total, batch_size, ranks = len(self._splits[split]), len(self._index), self.trainer.world_size
         batch = torch.arange(batch_size, device=self.device)
-        for first in range(0, total, batch_size):
+        for first in range(self.global_rank * batch_size, total, ranks * batch_size):
             # The last batch is filled up with the first items, which do not count again.
             torch.remainder(batch + first, total, out=self._index)
             torch.less(batch + first, total, out=self._counts)
             with self._compiling(self._score_batch[split]):
                 self._score_batch[split]()
-        mean = float(self._eval_loss) / total
-        if not math.isfinite(mean):
-            raise LossNotFiniteError(f"the {split} loss is {mean} at step {self.step}")
-        return Score(step=self.step, correct=int(self._eval_correct), total=total, loss=mean)
+        sums = torch.stack([self._eval_loss, self._eval_correct.double()])
+        loss, correct = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        if not math.isfinite(loss):
+            raise LossNotFiniteError(f"the {split} loss is {loss / total} at step {self.step}")
+        return Score(step=self.step, correct=int(correct), total=total, loss=loss / total)
 
     def _score(self, split: str) -> None:
         """The device's part of evaluating a batch: adds up the items of `_index` that `_counts` names."""

@@ -15,8 +15,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def quieten_lightning() -> None:
     """Silence Lightning's start-up notes and the warnings that our use of it makes pointless."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for about in ("Checkpoint directory", ".*does not have many workers", ".*LeafSpec", "Experiment logs directory"):
+    for part in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(part).setLevel(logging.ERROR)
+    known = ("Checkpoint directory", ".*does not have many workers", ".*LeafSpec", "Experiment logs directory")
+    for about in (*known, "The `srun` command is available"):
         warnings.filterwarnings("ignore", message=about)
 
 

@@ -68,12 +68,12 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}, "cuda": torch.version.cuda}
 
 
-def device_description(device: torch.device) -> dict[str, Any]:
+def device_description(device: torch.device, count: int = 1) -> dict[str, Any]:
     """Name of the device, how many of it a cell uses, how many cells share it, and the driver (null on a CPU)."""
     name, driver = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)", None
     if device.type == "cuda":
         name, driver = torch.cuda.get_device_name(device), _cuda_driver()
-    return {"name": name, "count": 1, "sharing": int(os.environ.get(SHARING, "1")), "driver": driver}
+    return {"name": name, "count": count, "sharing": int(os.environ.get(SHARING, "1")), "driver": driver}
 
 
 def _cuda_driver() -> str | None:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from lra import documents
 from lra.leaderboard import distinct, leaderboard, row_of
-from lra.record import Record, read_records, write_text
+from lra.record import Cell, Record, read_records, write_text
 from lra.steps import SECONDS, steps
 from lra.summary import summary
 from lra.terminal import print_cell, print_multirun
@@ -22,6 +22,9 @@ from lra.terminal import print_cell, print_multirun
 __all__ = ["Tables", "build", "print_cell", "print_multirun", "refresh", "row_of", "suites", "to_csv", "to_documents"]
 
 SUITES = Path(__file__).parents[1] / "conf" / "suite"
+SPEED_ONLY = "steps"
+"""The budget whose accuracies mean nothing: it has rows in `steps.csv` alone."""
+
 DECIMALS = {"steps_per_s": 3, "peak_mem_mib": 1, **dict.fromkeys(SECONDS, 1)}
 DEFAULT_DECIMALS = 4
 
@@ -61,7 +64,7 @@ def refresh(results_dir: str | Path) -> Tables:
 def build(records: Iterable[Record], problems: Sequence[str] = ()) -> Tables:
     """All tables of sound records (see `read_records`) in any order; `problems` found before are passed on."""
     kept, doubled = distinct(records)
-    rows = leaderboard(kept)
+    rows = leaderboard(record for record in kept if Cell.of(record).budget != SPEED_ONLY)
     table, mixed = summary(rows, suites())
     return Tables(rows, table, steps(kept), [*problems, *doubled, *mixed], kept)
 

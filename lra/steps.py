@@ -11,7 +11,7 @@ from lra.record import Record
 SCOPE = ["task", "protocol", "budget", "data_digest", "device", "precision", "torch"]
 """What a ratio never mixes."""
 
-SECONDS = ("train_s", "compile_s", "validate_s", "wall_s")
+SECONDS = ("first_step_cold_s", "first_step_warm_s", "train_s", "compile_s", "validate_s", "wall_s")
 
 COLUMNS = {
     **dict.fromkeys(["attention", *SCOPE, "impl"], "object"),
@@ -19,6 +19,7 @@ COLUMNS = {
     "steps": "int64",
     "ms_per_step": "float64",  # median over seeds; dropout, the attention's own loss and the padding included
     "floor_ratio": "float64",  # over `none` of the same scope; empty without it
+    "lightning_overhead": "float64",  # over the same steps in a bare loop, as a share of it; empty if not measured
     "peak_mem_mib": "float64",  # largest of the seeds
     **dict.fromkeys(SECONDS, "float64"),  # of a cell, medians; train without validation and compiling
 }
@@ -30,7 +31,7 @@ def steps(records: Iterable[Record]) -> pd.DataFrame:
     if cells.empty:
         return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
     groups = cast(Any, cells.groupby(["attention", *SCOPE, "impl"], as_index=False))
-    medians = {column: (column, "median") for column in ("ms_per_step", *SECONDS)}
+    medians = {column: (column, "median") for column in ("ms_per_step", "lightning_overhead", *SECONDS)}
     table = groups.agg(
         n_seeds=("seed", "nunique"), steps=("steps", "max"), peak_mem_mib=("peak_mem_mib", "max"), **medians
     )
@@ -49,7 +50,7 @@ def _counts(record: Record) -> bool:
 
 def _cell(record: Record) -> dict[str, Any]:
     attention, task, protocol, budget, digest, device = row_key(record)
-    wall = record["wall_s"]
+    wall, cache, bare = record["wall_s"], record.get("compile_cache"), record.get("bare_steps_per_s")
     return {
         "attention": attention,
         "task": task,
@@ -63,6 +64,9 @@ def _cell(record: Record) -> dict[str, Any]:
         "seed": record["cell"]["seed"],
         "steps": record["steps"],
         "ms_per_step": 1000 / record["steps_per_s"],
+        "lightning_overhead": bare / record["steps_per_s"] - 1 if bare else None,
+        "first_step_cold_s": record["first_step_s"] if cache == "cold" else None,
+        "first_step_warm_s": record["first_step_s"] if cache == "warm" else None,
         "peak_mem_mib": record["peak_mem_mib"],
         "train_s": wall["train"],
         "compile_s": wall.get("compile", 0.0),

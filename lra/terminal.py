@@ -13,7 +13,12 @@ from rich.text import Text
 from lra import literature, stats
 from lra.record import Cell, Record
 
-DEMO = "budget=demo: a short run that shows that everything works. Its accuracy does not compare with published ones."
+NOTES = {
+    "demo": "budget=demo: a short run that shows that everything works. Its accuracy does not compare with published "
+    "ones.",
+    "steps": "budget=steps: a short run for its speed. Its accuracy means nothing.",
+}
+"""What is said of a budget that is not the published one."""
 
 
 def print_cell(
@@ -32,7 +37,8 @@ def print_cell(
         lines.add_row(name, Text(str(text)))
     if ok:
         lines.add_row("tables", Text(str(Path(results_dir, "leaderboard.csv"))))
-    content = Group(lines, Text(f"\n{DEMO}", style="bold yellow")) if cell.budget == "demo" else lines
+    note = NOTES.get(cell.budget)
+    content = Group(lines, Text(f"\n{note}", style="bold yellow")) if note else lines
     style = "green" if ok else "red"
     panel = Panel(content, title=Text(cell.label), title_align="left", border_style=style, box=box.ROUNDED)
     (console or Console()).print(panel)
@@ -71,8 +77,8 @@ def print_multirun(
             console.print(Text(f"{cell.label}: {record['status']}{': ' if message else ''}{message}"))
     done = sum(record["status"] == "ok" for record in records)
     console.print(Text(f"{done} of {len(records)} cells ok", style="green" if done == len(records) else "bold red"))
-    if any(cell.budget == "demo" for cell in cells):
-        console.print(Text(DEMO, style="yellow"))
+    for note in (note for budget, note in NOTES.items() if budget in {cell.budget for cell in cells}):
+        console.print(Text(note, style="yellow"))
 
 
 def _results(record: Record, row: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from rich.console import Console
+from torch._dynamo.utils import counters
 
 from lra import predictions, provenance, tasks
 from lra.checkpoints import BEST, LAST, Checkpoints, best_point
@@ -28,12 +29,14 @@ from lra.model import build_classifier
 from lra.module import CellModule, LossNotFiniteError, Score
 from lra.predictions import Predictions
 from lra.progress import TrainingProgress, quieten_lightning
+from lra.ranks import OneAllReduce, end_helpers, rank_of_process
 from lra.record import FILENAME, SCHEMA, Cell, Record, lock_of, read_record, write_json
 from lra.seeding import seed_all
 from lra.tasks import TaskData
 
 MIB = 2**20
 STEPS_PER_CALL = {"cpu": 1, "cuda": 50}
+SECONDS_TO_RECORD = 30.0
 
 
 def run_cell(config: Config, cell: Cell, *, starred: bool, console: Console) -> Record:
@@ -50,6 +53,22 @@ def run_cell(config: Config, cell: Cell, *, starred: bool, console: Console) -> 
     _make_writable(directory)
     with _held(directory, cell.label):
         return _run_and_record(run, cell, starred, console)
+
+
+def help_cell(config: Config, cell: Cell) -> None:
+    """In a process that the Trainer of a cell on several devices has started: take part, and leave the record to it."""
+    quieten_lightning()
+    run = _Run(config, cell.directory(config.results_dir))
+    try:
+        run.execute(cell.label, Console(quiet=True))
+    except Exception:
+        time.sleep(SECONDS_TO_RECORD)  # for when it has failed in the same way: our end is its end
+        raise
+
+
+def helps(config: Config) -> bool:
+    """Whether this process is such a one."""
+    return rank_of_process(config.trainer.devices) > 0
 
 
 def _run_and_record(run: "_Run", cell: Cell, starred: bool, console: Console) -> Record:
@@ -93,7 +112,8 @@ class _Run:
 
     def __init__(self, config: Config, directory: Path):
         self.config, self.directory = config, directory
-        self.device = _device(config.trainer.accelerator)
+        self.rank = rank_of_process(config.trainer.devices)
+        self.device = _device(config.trainer.accelerator, config.trainer.devices, self.rank)
         self.precision = _precision(config.trainer.precision, self.device)
         self.module: CellModule | None = None
         self.checkpoints = Checkpoints(directory)
@@ -121,19 +141,25 @@ class _Run:
             data = task.prepare(Path(config.data.root), progress=console.is_terminal)
             self.known["data"] = {"digest": data.digest, "source": data.source, "counts": data.counts}
         with self.phase("setup"):
-            if config.afresh:
+            if config.afresh and self.rank == 0:
                 _empty(self.directory)
             self.module = module = self._build_module(task, data)
-            trainer = self._build_trainer([self.checkpoints, TrainingProgress(label, console)])
+            shown = [TrainingProgress(label, console)] if self.rank == 0 else []
+            trainer = self._build_trainer([self.checkpoints, *shown])
             resume = self._resume(module)
-        if module.step < config.training.steps:
-            with self.phase("fit"):
-                trainer.fit(module, ckpt_path=resume)
-                self._note_memory()
-            self.wall["compile"] = module.compile_seconds
-        with self.phase("test"):
-            scores, predicted = self._test(trainer, module)
-            predictions.write(self.directory, Predictions(data.splits["test"].labels, **predicted))
+        try:
+            if module.step < config.training.steps:
+                with self.phase("fit"):
+                    trainer.fit(module, ckpt_path=resume)
+                    self._note_memory()
+                self.wall["compile"] = module.compile_seconds
+            with self.phase("test"):
+                scores, predicted = self._test(trainer, module)
+                if self.rank == 0:
+                    predictions.write(self.directory, Predictions(data.splits["test"].labels, **predicted))
+        except BaseException:
+            end_helpers(trainer)
+            raise
         return {"test": {name: _integers(score) for name, score in scores.items()}, "validation": _validation(module)}
 
     def _resume(self, module: CellModule) -> Path | None:
@@ -167,43 +193,46 @@ class _Run:
             two_towers=task.two_towers,
         )
         labels = np.bincount(data.splits["test"].labels)
+        compiled, calls = config.trainer.compile, config.trainer.steps_per_call
+        compiled = self.device.type == "cuda" if compiled == "auto" else compiled
         self.known |= {
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "impl": model.to(self.device).attention_impl(),
+            "impl": model.to(self.device).attention_impl(compiled),
             "precision": self.precision,
-            "device": provenance.device_description(self.device),
+            "device": provenance.device_description(self.device, config.trainer.devices),
             "class_prior": float(labels.max() / labels.sum()),
         }
         if self.device.type == "cuda":
             self.resident_bytes = sum(a.nbytes for split in data.splits.values() for a in split)
             torch.cuda.reset_peak_memory_stats(self.device)
-        compiled, calls = config.trainer.compile, config.trainer.steps_per_call
         return CellModule(
             model,
             data,
             config.training,
             seed=config.seed,
             precision=self.precision,
-            compiled=self.device.type == "cuda" if compiled == "auto" else compiled,
+            compiled=compiled,
             steps_per_call=STEPS_PER_CALL[self.device.type] if calls == "auto" else calls,
             accumulate=config.trainer.accumulate,
             selection=config.protocol.selection,
+            bare_steps=config.trainer.bare_steps,
         )
 
     def _build_trainer(self, callbacks: list) -> Trainer:
-        training = self.config.training
+        training, devices = self.config.training, self.config.trainer.devices
+        logger = build_logger(self.config.logger, self.directory, self.config.resolved) if self.rank == 0 else False
         return Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
-            devices=1,
+            devices=devices,
+            deterministic=self.config.trainer.deterministic,
+            strategy="auto" if devices == 1 else OneAllReduce(),
             max_epochs=-(-training.steps // training.validate_every),
             reload_dataloaders_every_n_epochs=1,  # the last interval may be shorter, and is validated too
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             callbacks=callbacks,
-            plugins=[
-                LightningEnvironment()
-            ],  # one process also in a SLURM job, whose signals and requeue are submitit's
-            logger=build_logger(self.config.logger, self.directory, self.config.resolved),
+            plugins=[LightningEnvironment()],  # also in a SLURM job, whose signals and requeue are submitit's
+            logger=logger,
             enable_checkpointing=False,  # `Checkpoints` does it
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -234,6 +263,15 @@ class _Run:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.known |= {"peak_mem_mib": peak / MIB, "data_mem_mib": self.resident_bytes / MIB}
 
+    def _warming_up(self, module: CellModule) -> dict[str, Any]:
+        """Seconds to the end of the first step, data not counted; and whether all of its code was compiled before."""
+        if module.first_step_at is None:
+            return {}
+        seconds = module.first_step_at - self.started - self.wall.get("data", 0.0)
+        compiled = counters["inductor"]
+        new, old = (compiled[f"fxgraph_cache_{kind}"] for kind in ("miss", "hit"))
+        return {"first_step_s": seconds, "compile_cache": "cold" if new else "warm" if old else "none"}
+
     def measurements(self) -> dict[str, Any]:
         """What is known now: of a finished run everything, of a failed one as far as it came."""
         wall = dict(self.wall)
@@ -243,6 +281,7 @@ class _Run:
             validate = max(0.0, wall.pop("fit", 0.0) - (train - self.module.train_seconds_before) - compiling)
             wall |= {"train": train, "validate": validate}  # training counts over all processes of the cell
             known |= {"steps": self.step, "steps_per_s": self.module.steps_per_second, "curve": self.module.curve}
+            known |= {"bare_steps_per_s": self.module.bare_steps_per_second, **self._warming_up(self.module)}
         wall["total"] = time.perf_counter() - self.started
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         return {**known, "wall_s": wall, "finished": finished}
@@ -258,11 +297,14 @@ def _validation(module: CellModule) -> dict[str, dict[str, int]]:
     return {name: {key: int(point[at]) for key, at in keys.items()} for name, point in points.items()}
 
 
-def _device(accelerator: str) -> torch.device:
+def _device(accelerator: str, devices: int, rank: int) -> torch.device:
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=cuda is not possible; this machine shows no CUDA device, use cpu or auto")
-    use_cuda = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
-    return torch.device("cuda", 0) if use_cuda else torch.device("cpu")
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if (shown := torch.cuda.device_count()) < devices:
+        raise UserError(f"trainer.devices={devices} is not possible; this machine shows {shown} CUDA devices")
+    return torch.device("cuda", rank)
 
 
 def _precision(precision: str, device: torch.device) -> str:

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention import Attention
-from lra.efficiency.tiled import tiled_attention
+from attention.softmax import tiled_attention
 
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,

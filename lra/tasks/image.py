@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lra.errors import UserError
-from lra.tasks import hub, pixels
+from lra.tasks import hub, made_up, pixels
 from lra.tasks.arrays import Advance, Recipe, Split
 from lra.tasks.base import Task
 from lra.tasks.checks import at_most, check_choice, checked_sizes
@@ -21,7 +21,7 @@ SIDE = 32
 
 READER_VERSION = 1
 
-SOURCES = ("auto", "local", "hub")
+SOURCES = ("auto", "local", "hub", made_up.NAME)
 
 
 @register("image")
@@ -29,6 +29,7 @@ class ImageTask(Task):
     """Ten classes, 32 × 32 grey pixels; 45,000 / 5,000 / 10,000, validation the last of the 50,000 as stored.
 
     source                "local" (parquet files in the data folder) | "hub" (Hugging Face) | "auto"
+                          | "made_up", see `lra.tasks.made_up`
     black                 "padding" | "pixel": what the value 0 is, see `lra.tasks.pixels`
     train_size, …         images of each split, at most
     """
@@ -52,6 +53,9 @@ class ImageTask(Task):
         self.vocab_size = pixels.vocab_size(black)
 
     def recipe(self, root: Path) -> Recipe:
+        if self.source == made_up.NAME:
+            shape, highest, dtype = (self.max_length,), self.vocab_size - 1, pixels.dtype(self.black)
+            return made_up.recipe(self.sizes, shape, classes=self.num_classes, highest=highest, dtype=dtype)
         local = hub.at_hand(root, REPOSITORY)
         sources = {
             "local": Source(self._recipe(root, "local"), local, hub.missing(root, REPOSITORY)),

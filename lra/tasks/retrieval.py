@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from lra.errors import UserError
-from lra.tasks import byte_text
+from lra.tasks import byte_text, made_up
 from lra.tasks.arrays import Advance, Recipe, Shapes, Split
 from lra.tasks.base import Task
 from lra.tasks.checks import at_most, check_choice, check_integer, checked_sizes
@@ -32,7 +32,7 @@ LABELS = {b"0": 0, b"1": 1, b"0.0": 0, b"1.0": 1}
 
 READER_VERSION = 1
 
-SOURCES = ("auto", "release", "hub")
+SOURCES = ("auto", "release", "hub", made_up.NAME)
 
 
 @register("retrieval")
@@ -40,6 +40,7 @@ class Retrieval(Task):
     """Two classes, pairs of papers by bytes; 147,086 / 18,090 / 17,437.
 
     source                "release" (the official TSV files) | "hub" (a mirror of them, 10.6 GB) | "auto"
+                          | "made_up", see `lra.tasks.made_up`
     max_length            bytes kept of each paper, from its start
     train_size, …         pairs of each split, at most
     """
@@ -62,6 +63,9 @@ class Retrieval(Task):
         self.sizes = at_most(checked_sizes(train_size, validation_size, test_size), COUNTS)
 
     def recipe(self, root: Path) -> Recipe:
+        if self.source == made_up.NAME:
+            shape = (2, self.max_length)
+            return made_up.recipe(self.sizes, shape, classes=2, highest=244, median=20_000.0, spread=0.6)
         found = files(root)
         missing = (
             f"none of {', '.join(FILES.values())} is in {Path(root) / FOLDERS[1]}; they are part of the archive "

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lra.errors import UserError
-from lra.tasks import byte_text, hub
+from lra.tasks import byte_text, hub, made_up
 from lra.tasks.arrays import SPLITS, Advance, Recipe, Shapes, Split
 from lra.tasks.base import Task
 from lra.tasks.checks import at_most, check_choice, check_integer, checked_sizes
@@ -20,7 +20,7 @@ REVIEWS = 25_000
 
 READER_VERSION = 1
 
-SOURCES = ("auto", "local", "hub")
+SOURCES = ("auto", "local", "hub", made_up.NAME)
 VALIDATION = ("test", "train")
 
 
@@ -29,6 +29,7 @@ class Text(Task):
     """Two classes, bytes of a review, its head; 25,000 / 25,000 / 25,000 or 22,500 / 2,500 / 25,000.
 
     source                "local" (parquet files in the data folder) | "hub" (Hugging Face) | "auto"
+                          | "made_up", see `lra.tasks.made_up`
     max_length            bytes kept of each review, from its start
     validation            "test": the test reviews, as all small settings do, which is optimistic
                           "train": a tenth of the training reviews, stratified, by our own random numbers
@@ -57,6 +58,9 @@ class Text(Task):
         self.sizes = checked_sizes(train_size, validation_size, test_size)
 
     def recipe(self, root: Path) -> Recipe:
+        if self.source == made_up.NAME:
+            shape = (self.max_length,)
+            return made_up.recipe(self.sizes, shape, classes=2, highest=244, median=980.0, spread=0.72)
         local = hub.at_hand(root, REPOSITORY)
         sources = {
             "local": Source(self._recipe(root, "local"), local, hub.missing(root, REPOSITORY)),

@@ -7,6 +7,7 @@ from oracles.softmax import softmax_attention, softmax_weights
 from tolerance import assert_exact
 
 import attention
+from attention.softmax import tiled_attention, tiles
 
 
 @pytest.mark.parametrize("kind", [None, "suffix", "scattered", "one", "empty"])
@@ -37,3 +38,51 @@ def test_gradients_stay_finite_where_the_real_logits_are_far_below_those_of_the_
     key_mask = torch.arange(8)[None] == (q @ k.transpose(-1, -2))[0, 0].sum(0).argmin()
     softmax_attention(q, k, v, key_mask).sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
+
+
+# Training steps of a model that is compiled for a GPU
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kind", ["suffix", "scattered", "one", "empty"])
+def test_attention_over_tiles_agrees_with_the_definition(kind: str):
+    q, k, v = qkv(3, 2, 200, 16)
+    key_mask = padding(3, 200, kind=kind)
+    assert_exact(tiled_attention(q, k, v, key_mask), softmax_attention(q, k, v, key_mask), "out")
+
+
+@pytest.mark.parametrize("kind", ["suffix", "scattered", "one", "empty"])
+def test_tiles_hold_every_pair_of_real_tokens_and_skip_what_has_none(kind: str):
+    mask = padding(3, 300, kind=kind)
+    some = torch.nn.functional.pad(mask, (0, 84)).unflatten(1, (3, 128)).any(-1)
+    assert torch.equal(tiles(mask).to_dense()[:, 0].bool(), some[:, :, None] & some[:, None, :])
+
+
+def test_the_record_says_which_path_takes_the_masked_calls():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    module = attention.build("softmax", num_heads=2, head_dim=32, max_length=64)
+    assert [module.implementation(cpu, True), module.implementation(cuda), module.implementation(cuda, True)] == [
+        "sdpa",
+        "sdpa",
+        "flex",
+    ]
+    causal = attention.build("softmax", num_heads=2, head_dim=32, max_length=64, causal=True)
+    assert causal.implementation(cuda, True) == "sdpa"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["suffix", "scattered", "empty"])
+def test_a_compiled_model_trains_and_evaluates_like_an_eager_one(kind: str):
+    module = attention.build("softmax", num_heads=2, head_dim=32, max_length=300).cuda()
+    compiled = torch.compile(module, dynamic=False)
+    key_mask = padding(3, 300, kind=kind).cuda()
+    results = []
+    for function in (module, compiled):
+        q, k, v = (x.float().cuda().requires_grad_() for x in qkv(3, 2, 300, 32))
+        out = function(q, k, v, key_mask)
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v))])
+        with torch.no_grad():
+            results[-1].append(function(q, k, v, key_mask))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -1,8 +1,12 @@
 """Fixtures that several files use."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Deterministic matrix products on CUDA need it, and torch looks once in a process.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

@@ -4,20 +4,37 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import only_record, tiny
+from cells import only_record, stop_at, tiny
 
 from lra import predictions
 from lra.capture import Captured
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-GPU = ("trainer.accelerator=cuda", "training.steps=24", "training.warmup_steps=4", "training.validate_every=8")
+GPU = (
+    "trainer.accelerator=cuda",
+    "model.num_layers=1",  # half as much to compile
+    "training.steps=12",
+    "training.warmup_steps=4",
+    "training.validate_every=6",
+)
+"""In both intervals there are replays, in the first after three steps that are none."""
+
 PLAIN = ("trainer.precision=32", "model.dropout=0.0")
+POINT = ("train_loss", "validation_loss", "validation_correct")
+
+
+def run(results: Path, data_root: Path, *arguments: str) -> int:
+    return tiny(results, f"data.root={data_root}", *GPU, *arguments)
 
 
 def curve(results: Path, data_root: Path, *arguments: str) -> list[dict]:
-    assert tiny(results, f"data.root={data_root}", *GPU, *arguments) == 0
+    assert run(results, data_root, *arguments) == 0
     return only_record(results)["curve"]
+
+
+def points(some: list[dict]) -> list[list[float]]:
+    return [[point[key] for key in POINT] for point in some]
 
 
 def test_every_call_counts_and_random_numbers_stay_random():
@@ -56,15 +73,30 @@ def test_a_captured_cell_learns_like_an_eager_one(attention: str, data_root: Pat
 
 def test_the_learning_rate_moves_under_capture(data_root: Path, tmp_path: Path):
     """With the rate stuck where it was captured, two schedules that agree until then would end alike."""
-    slow = curve(tmp_path / "slow", data_root, *PLAIN, "trainer.compile=true", "training.warmup_steps=20")
+    slow = curve(tmp_path / "slow", data_root, *PLAIN, "trainer.compile=true", "training.warmup_steps=11")
     fast = curve(tmp_path / "fast", data_root, *PLAIN, "trainer.compile=true", "training.warmup_steps=4")
     assert slow[-1]["train_loss"] != pytest.approx(fast[-1]["train_loss"], rel=1e-5)
 
 
 def test_a_captured_cell_repeats_bit_for_bit(data_root: Path, tmp_path: Path):
     first, second = (curve(tmp_path / str(i), data_root, "attention=lln", "trainer.compile=true") for i in range(2))
-    keys = ("train_loss", "validation_loss", "validation_correct")
-    assert [[p[key] for key in keys] for p in first] == [[p[key] for key in keys] for p in second]
+    assert points(first) == points(second)
+
+
+@pytest.mark.parametrize("attention", ["lln", "softmax"])
+def test_a_killed_cell_continues_to_the_same_end_bit_for_bit(
+    attention: str, data_root: Path, tmp_path: Path, monkeypatch
+):
+    """What was a replay is a first call now, and what was not is one."""
+    arguments = (f"attention={attention}", "trainer.compile=true", "trainer.deterministic=true")
+    whole = curve(tmp_path / "whole", data_root, *arguments)
+    with monkeypatch.context() as patch:
+        stop_at(9, patch)
+        assert run(tmp_path / "killed", data_root, *arguments) == 130
+    assert only_record(tmp_path / "killed")["status"] == "interrupted"
+    assert points(curve(tmp_path / "killed", data_root, *arguments)) == points(whole)
+    first, second = (only_record(tmp_path / name)["test"] for name in ("whole", "killed"))
+    assert first == second
 
 
 def test_a_captured_cell_keeps_its_answers_in_the_order_of_the_items(data_root: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ from unittest import mock
 import pandas as pd
 import pytest
 import torch
-from cells import TINY, only_record, records, tiny
+from cells import TINY, only_record, records, stop_at, tiny
 from filelock import FileLock
 from lightning import Trainer
 
@@ -34,18 +34,6 @@ def outcome(record: dict) -> dict:
 def weights(results_dir: Path) -> dict[str, torch.Tensor]:
     (path,) = results_dir.rglob("last.ckpt")
     return torch.load(path, weights_only=True)["state_dict"]
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C when training reaches the step."""
-    whole = CellModule._optimise
-
-    def dies(self: CellModule, at: int) -> None:
-        if at == step:
-            raise KeyboardInterrupt
-        whole(self, at)
-
-    monkeypatch.setattr(CellModule, "_optimise", dies)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
 import run as entry
 from lra import cli
+from lra.module import CellModule
 from lra.record import FILENAME, Record, read_record, read_records
 
 TINY = (
@@ -40,6 +43,18 @@ def tiny(results_dir: Path, *arguments: str) -> int:
     flags = [argument for argument in arguments if argument.startswith("-")]
     others = [argument for argument in arguments if not argument.startswith("-")]
     return command(*flags, *TINY, f"results_dir={results_dir}", *others)
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when training reaches the step."""
+    whole = CellModule._optimise
+
+    def dies(self: CellModule, at: int) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+        whole(self, at)
+
+    monkeypatch.setattr(CellModule, "_optimise", dies)
 
 
 def only_record(results_dir: Path) -> Record:

@@ -1,5 +1,6 @@
 """The table of training speed: medians beside the floor, of cells that had a GPU for themselves."""
 
+import pytest
 from records import record
 
 from lra import report
@@ -8,8 +9,10 @@ from lra.record import Record
 WALL = {"train": 10.0, "compile": 20.0, "validate": 5.0, "total": 40.0}
 
 
-def cell(attention: str, steps_per_s: float, *, seed: int = 0, task: str = "listops", sharing: int = 1) -> Record:
-    made = record(attention, task, seed, device="H100", precision="bf16", impl="triton")
+def cell(
+    attention: str, steps_per_s: float, *, seed: int = 0, task: str = "listops", sharing: int = 1, **more
+) -> Record:
+    made = record(attention, task, seed, device="H100", precision="bf16", impl="triton") | more
     made |= {"steps": 5000, "steps_per_s": steps_per_s, "peak_mem_mib": 100.0 + seed, "wall_s": WALL}
     made["versions"] = {"torch": "2.11.0"}
     made["device"]["sharing"] = sharing
@@ -34,6 +37,30 @@ def test_a_cell_that_shared_its_gpu_or_had_none_or_failed_gives_no_row(tmp_path)
     on_cpu["device"]["name"] = "CPU (x86_64, 2 threads)"
     assert report.build([crowded, failed, on_cpu]).steps.empty
     assert [path.name for path in report.refresh(tmp_path).paths] == ["leaderboard.csv", "summary.csv"]
+
+
+def test_lightning_is_what_a_run_takes_beyond_the_bare_loop():
+    made = [cell("lln", 800.0, bare_steps_per_s=840.0), cell("none", 1000.0)]
+    overhead = report.build(made).steps.set_index("attention")["lightning_overhead"]
+    assert overhead["lln"] == pytest.approx(0.05)
+    assert overhead.isna()["none"]
+
+
+def test_a_first_step_is_cold_or_warm():
+    times = [("cold", 30.0), ("warm", 6.0), ("warm", 8.0), ("none", 1.0)]
+    made = [cell("lln", 800.0, seed=s, compile_cache=c, first_step_s=t) for s, (c, t) in enumerate(times)]
+    (row,) = report.build(made).steps.itertuples()
+    assert (row.first_step_cold_s, row.first_step_warm_s) == (30.0, 7.0)
+
+
+def test_cells_that_ran_for_their_speed_alone_have_no_accuracy():
+    made = [cell("lln", 800.0), cell("none", 900.0)]
+    for one in made:
+        one["cell"]["budget"] = "steps"
+    tables = report.build(made)
+    assert len(tables.steps) == 2
+    assert tables.leaderboard.empty
+    assert tables.summary.empty
 
 
 def test_the_table_does_not_depend_on_the_order_of_the_records():

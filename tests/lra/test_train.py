@@ -67,6 +67,7 @@ def test_a_finished_cell_leaves_a_complete_record(finished: Path):
     assert record["precision"] == "32"
     assert record["steps_per_s"] > 0
     assert record["peak_mem_mib"] > 0
+    assert 0 < record["first_step_s"] < record["wall_s"]["total"]
     assert record["test"]["last"]["step"] == 6
     for where in ("best", "last"):
         assert 0 <= record["test"][where]["correct"] <= record["test"][where]["total"] == 12
@@ -102,6 +103,13 @@ def test_the_number_of_steps_in_a_lightning_call_changes_nothing(finished: Path,
     assert only_record(tmp_path)["cell"] == only_record(finished)["cell"]
     for name, weight in weights(finished).items():
         assert torch.equal(weight, weights(tmp_path)[name]), name
+
+
+def test_the_bare_loop_is_timed_beside_the_run_and_changes_nothing(finished: Path, data_root: Path, tmp_path: Path):
+    assert tiny(tmp_path, "attention=adamra", f"data.root={data_root}", "trainer.bare_steps=3") == 0
+    record = only_record(tmp_path)
+    assert record["bare_steps_per_s"] > 0
+    assert (record["cell"], outcome(record)) == (only_record(finished)["cell"], outcome(only_record(finished)))
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])
@@ -164,6 +172,7 @@ def test_every_item_counts_once_though_the_last_batch_is_filled_up(data_root: Pa
 
 def test_a_validation_soon_after_a_save_leaves_no_file_unless_it_is_the_best(tmp_path: Path):
     trainer, module = mock.Mock(spec=Trainer), mock.Mock(spec=CellModule, training_config=mock.Mock(steps=5))
+    trainer.strategy.broadcast.side_effect = lambda decision: decision
     callback = Checkpoints(tmp_path)
     saved, curve = [], []
     module.curve = curve

@@ -45,14 +45,16 @@ GPU_PYTHON := $(BIN)/python
 test-gpu: $(INSTALLED)
 endif
 GPU_OUTPUT ?= results/test-gpu.txt
-# Processes on one card: most of the time goes into compiling, and the tests of one attention stay in one process.
+# Processes on one card: most of the time goes into compiling, and the tests of one attention stay in one process. Each
+# would start a pool of compilers of its own, as large as the machine.
 GPU_WORKERS ?= 8
+COMPILERS := TORCHINDUCTOR_COMPILE_THREADS=2
 
 test-gpu: SHELL := /bin/bash
 test-gpu: .SHELLFLAGS := -o pipefail -c
 test-gpu:  ## the tests that need a GPU; output in results/test-gpu.txt
 	@mkdir -p $(dir $(GPU_OUTPUT))
-	$(THREADS) $(GPU_PYTHON) -m pytest -n $(GPU_WORKERS) --dist loadgroup -m gpu --durations=10 2>&1 | tee $(GPU_OUTPUT)
+	$(THREADS) $(COMPILERS) $(GPU_PYTHON) -m pytest -n $(GPU_WORKERS) --dist loadgroup -m gpu --durations=10 2>&1 | tee $(GPU_OUTPUT)
 
 lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor
 
-AUTO_TRITON = False
-"""Whether "auto" takes the kernels on CUDA. Not before a cell has been trained through them on a GPU."""
-
 
 def check_impl(impl: str, available: tuple[str, ...], method: str) -> None:
     """Raise ValueError, in one line, for an implementation that `method` does not have."""
@@ -16,10 +13,10 @@ def check_impl(impl: str, available: tuple[str, ...], method: str) -> None:
 
 
 def resolve_impl(impl: str, device: torch.device, available: tuple[str, ...]) -> str:
-    """The implementation that runs on `device`: "auto" is Triton on CUDA where `AUTO_TRITON` says so."""
+    """The implementation that runs on `device`: "auto" is Triton on CUDA where there are kernels."""
     if impl != "auto":
         return impl
-    return "triton" if AUTO_TRITON and device.type == "cuda" and "triton" in available else "reference"
+    return "triton" if device.type == "cuda" and "triton" in available else "reference"
 
 
 def choose_impl(impl: str, q: Tensor, available: tuple[str, ...], method: str, refusal: str | None = None) -> str:

@@ -168,18 +168,12 @@ def test_compiles_without_a_graph_break(device):
     "options",
     [dict(feature_map="elu"), dict(compress="conv"), dict(gate="soft"), dict(rates=(2, 3)), dict(rates=(256,))],
 )
-def test_variants_without_kernels_are_refused_in_one_line_and_run_the_reference_otherwise(options, monkeypatch):
-    monkeypatch.setattr("kernels.common.dispatch.AUTO_TRITON", True)
+def test_variants_without_kernels_are_refused_in_one_line_and_run_the_reference_otherwise(options):
     sizes = dict(num_heads=2, head_dim=8, max_length=8)
     with pytest.raises(ValueError, match=r"^attention\.impl=triton of adamra .+; use attention\.impl=reference$"):
         attention.build("adamra", impl="triton", **sizes, **options)
     assert attention.build("adamra", **sizes, **options).implementation(torch.device("cuda")) == "reference"
     assert attention.build("adamra", **sizes).implementation(torch.device("cuda")) == "triton"
-
-
-def test_auto_takes_the_reference_until_the_kernels_are_switched_on():
-    module = attention.build("adamra", num_heads=2, head_dim=8, max_length=8)
-    assert module.implementation(torch.device("cuda")) == "reference"
 
 
 # Pairwise: the product of gates, rates, dimensions, dtypes and masks is half an hour of compiling. float32 at D = 128

@@ -210,8 +210,7 @@ def test_compiles_without_a_graph_break(device):
         {"pattern": "axial", "include_own_span": True},
     ],
 )
-def test_variants_without_kernels_are_refused_in_one_line_and_run_the_reference_otherwise(options, monkeypatch):
-    monkeypatch.setattr("kernels.common.dispatch.AUTO_TRITON", True)
+def test_variants_without_kernels_are_refused_in_one_line_and_run_the_reference_otherwise(options):
     sizes = dict(num_heads=2, head_dim=8, max_length=8)
     with pytest.raises(ValueError, match=r"^attention\.impl=triton of combiner .+; use attention\.impl=reference$"):
         attention.build("combiner", impl="triton", **sizes, **options)

@@ -30,7 +30,7 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, CellModule)
-        best = best_point(pl_module.curve) is pl_module.curve[-1]
+        best = best_point(pl_module.curve, pl_module.selection) is pl_module.curve[-1]
         last = pl_module.step == pl_module.training_config.steps
         due = best or last or time.monotonic() > self._saved_at + SECONDS_BETWEEN_SAVES
         if not trainer.strategy.broadcast(due):  # all ranks take part in a save, and clocks differ
@@ -41,6 +41,11 @@ class Checkpoints(Callback):
         self.saved_step, self._saved_at = pl_module.step, time.monotonic()
 
 
-def best_point(curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The first of the best validations: a later equal one does not replace a checkpoint."""
+def best_point(curve: Sequence[dict[str, Any]], selection: str) -> dict[str, Any]:
+    """The first of the best validations: a later equal one does not replace a checkpoint.
+
+    With selection "last" it is the last: protocols whose papers report the last checkpoint validate only for the curve.
+    """
+    if selection == "last":
+        return curve[-1]
     return max(curve, key=lambda point: point["validation_correct"])

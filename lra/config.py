@@ -3,19 +3,18 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import attention
 from lra import tasks
 from lra.errors import UserError
-from lra.model import patch_order
-
-SCHEDULES = ("onecycle_linear",)
-POOLINGS = ("mean_full", "mean_real")
+from lra.model import PAIR_HEADS, POOLINGS, POSITIONS, build_classifier, patch_order, sequence_length
+from lra.schedules import SCHEDULES
 
 
 def _require(section: str, condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -53,12 +52,18 @@ class ModelConfig:
     max_length: int
     pooling: str
     patch: list[int] | None = None
+    positions: str = "learned"
+    token_std: float = 0.02
+    attention_bias: bool = True
+    pair_head: str = "interaction"
 
     def __post_init__(self) -> None:
         sizes = ("dim", "num_layers", "num_heads", "head_dim", "ffn_dim", "embedding_rows", "max_length")
-        _positive("model.", self, *sizes)
+        _positive("model.", self, *sizes, "token_std")
         _require("model.", 0 <= self.dropout < 1, "dropout", self.dropout, "it must be in [0, 1)")
-        _one_of("model.", self, pooling=POOLINGS)
+        _one_of("model.", self, pooling=POOLINGS, positions=POSITIONS, pair_head=PAIR_HEADS)
+        even = self.positions == "learned" or self.dim % 2 == 0
+        _require("model.", even, "dim", self.dim, "it must be even for model.positions=sinusoidal")
         pair = self.patch is None or (len(self.patch) == 2 and min(self.patch) > 0)
         _require("model.", pair, "patch", self.patch, "it must be [height, width] or null")
 
@@ -74,11 +79,15 @@ class TrainingConfig:
     betas: list[float]
     eps: float
     weight_decay: float
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         _positive("training.", self, "batch_size", "steps", "validate_every", "learning_rate", "eps")
         allowed = f"it must be at least 2 and less than training.steps={self.steps}"
-        _require("training.", 2 <= self.warmup_steps < self.steps, "warmup_steps", self.warmup_steps, allowed)
+        ends = self.warmup_steps < self.steps or self.schedule != "onecycle_linear"
+        _require("training.", self.warmup_steps >= 2 and ends, "warmup_steps", self.warmup_steps, allowed)
+        if self.clip_norm is not None:
+            _positive("training.", self, "clip_norm")
         decay = 0 <= self.weight_decay < math.inf
         _require("training.", decay, "weight_decay", self.weight_decay, "it must be finite and not negative")
         beta = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
@@ -90,9 +99,12 @@ class TrainingConfig:
 class ProtocolConfig:
     name: str
     selection: str
+    base_parameters: int | None = None
+    parameter_margin: float = 0.1
 
     def __post_init__(self) -> None:
-        _one_of("protocol.", self, selection=("validation", "test"))
+        _one_of("protocol.", self, selection=("validation", "test", "last"))
+        _require("protocol.", self.parameter_margin >= 0, "parameter_margin", self.parameter_margin, "it must be >= 0")
 
 
 @dataclass
@@ -224,8 +236,31 @@ def _check_options(config: Config) -> None:
     for key in ("num_heads", "head_dim", "max_length", "causal"):
         if key in config.attention_options:
             _require("attention.", False, key, config.attention[key], "the model and the task set it")
-    sizes = {key: getattr(config.model, key) for key in ("num_heads", "head_dim", "max_length")}
+    sizes = {key: getattr(config.model, key) for key in ("num_heads", "head_dim")}
+    sizes["max_length"] = sequence_length(config.model.max_length, config.model.pooling)
     _build("attention", attention.build, config.attention, {**sizes, **config.attention_options})
+    if config.protocol.base_parameters is not None:
+        _check_parameters(config, task, config.protocol.base_parameters)
+
+
+def _check_parameters(config: Config, task: tasks.Task, base: int) -> None:
+    """The benchmark's rule: an entry has at most a tenth more parameters than the base Transformer."""
+    with torch.random.fork_rng(devices=[]):
+        model = build_classifier(
+            asdict(config.model),
+            config.attention["name"],
+            config.attention_options,
+            num_classes=task.num_classes,
+            two_towers=task.two_towers,
+        )
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    margin, more = config.protocol.parameter_margin, count / base - 1
+    if more > margin:
+        raise UserError(
+            f"attention={config.attention['name']} has {count:,} parameters on {task.name}, {100 * more:.1f} % more "
+            f"than the base Transformer ({base:,}); protocol={config.protocol.name} allows {100 * margin:g} %, "
+            f"protocol.parameter_margin={math.ceil(100 * more) / 100:g} admits it and stars the row"
+        )
 
 
 def _build(section: str, build: Callable[..., Any], chosen: dict[str, Any], arguments: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from lra.config import TrainingConfig
 from lra.data import DeviceSplit, TrainingOrder
 from lra.model import Classifier
 from lra.ranks import average_gradients
+from lra.schedules import build_schedule
 from lra.seeding import seed_all
 from lra.tasks import TaskData
 
@@ -74,6 +75,7 @@ class CellModule(LightningModule):
         self.automatic_optimization = False
         self.model, self.training_config, self.seed = model, training, seed
         self.precision, self.steps_per_call, self.selection = precision, steps_per_call, selection
+        self.validation_split = "validation" if selection == "last" else selection
         self.data, self.digest = data, data.digest
         self.step = 0
         self.curve: list[dict[str, float]] = []
@@ -161,6 +163,8 @@ class CellModule(LightningModule):
             self._loss += loss.detach()
             self.model.release()
         average_gradients(self.model.parameters())
+        if self.training_config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training_config.clip_norm)
         optimizer.step()  # pyright: ignore[reportAttributeAccessIssue,reportCallIssue]
 
     @contextmanager
@@ -219,7 +223,7 @@ class CellModule(LightningModule):
 
     def validation_step(self, batch: int, batch_idx: int) -> None:
         point = self._close_interval()
-        score = self.evaluate(self.selection)
+        score = self.evaluate(self.validation_split)
         point |= {f"validation_{key}": getattr(score, key) for key in ("loss", "correct", "total")}
         self.curve.append(point)
         self._log({"validation/accuracy": score.accuracy, "validation/loss": score.loss}, self.step)
@@ -278,15 +282,7 @@ class CellModule(LightningModule):
             fused=cuda,
             capturable=cuda,  # the rate and the counter of steps lie on the device, where a replay finds them
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=config.learning_rate,
-            total_steps=config.steps,
-            pct_start=config.warmup_steps / config.steps,
-            anneal_strategy="linear",
-            cycle_momentum=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": build_schedule(optimizer, config)}
 
     def _autocast(self) -> AbstractContextManager:
         # One context a step, not one a Lightning call: autocast keeps its bf16 copies of the weights until it exits.

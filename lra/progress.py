@@ -59,7 +59,7 @@ class TrainingProgress(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         point = self.module.curve[-1]
         accuracy = 100 * point["validation_correct"] / point["validation_total"]
-        state = f"loss {point['train_loss']:.3f}, {self.module.selection} {accuracy:.1f} %"
+        state = f"loss {point['train_loss']:.3f}, {self.module.validation_split} {accuracy:.1f} %"
         self.bar.update(self.task, completed=self.module.step, state=state)
         self._line(f", {state}", at_once=self.module.step == self.steps)
 

@@ -89,7 +89,7 @@ def _results(record: Record, row: dict[str, Any] | None) -> list[tuple[str, str]
         (
             "accuracy",
             f"{stats.accuracy(correct, total):.2f} %   95 % interval {low:.1f} to {high:.1f}, "
-            f"{total} test items, checkpoint chosen on {chosen}",
+            f"{total} test items, {'the last checkpoint' if chosen == 'last' else f'checkpoint chosen on {chosen}'}",
         ),
         ("class prior", _number(record.get("class_prior"), ".1%", missing="unknown").replace("%", " %")),
         ("published", _published(Cell.of(record))),

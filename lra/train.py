@@ -244,7 +244,7 @@ class _Run:
         trainer.test(module, verbose=False)
         last = best = module.test_score
         predicted: dict[str, np.ndarray] = {name: module.test_predictions for name in ("best", "last")}
-        best_step = int(best_point(module.curve)["step"])
+        best_step = int(best_point(module.curve, module.selection)["step"])
         if best_step != last.step:
             checkpoint = torch.load(self.directory / BEST, map_location=self.device, weights_only=True)
             if checkpoint["cell"]["step"] != best_step:
@@ -292,7 +292,7 @@ def _integers(score: Score) -> dict[str, int]:
 
 
 def _validation(module: CellModule) -> dict[str, dict[str, int]]:
-    points = {"best": best_point(module.curve), "last": module.curve[-1]}
+    points = {"best": best_point(module.curve, module.selection), "last": module.curve[-1]}
     keys = {"step": "step", "correct": "validation_correct", "total": "validation_total"}
     return {name: {key: int(point[at]) for key, at in keys.items()} for name, point in points.items()}
 

@@ -41,6 +41,11 @@ CASES: dict[str, tuple[str, dict, Oracle]] = {
         {"projected_length": 16},
         lambda module, x, mask: baselines.linformer(*x, module.projection, mask),
     ),
+    "linformer, one for all heads": (
+        "linformer",
+        {"projected_length": 16, "per_head": False},
+        lambda module, x, mask: baselines.linformer(*x, module.projection.expand(x[0].shape[1], -1, -1), mask),
+    ),
     "nystromformer": (
         "nystromformer",
         {"num_landmarks": 8},

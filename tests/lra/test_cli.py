@@ -39,7 +39,7 @@ ROOT = Path(launcher.RUN).parent
         ("training.steps=0", "training.steps=0 is not possible"),
         ("training.warmup_steps=5000", "training.warmup_steps=5000 is not possible"),
         ("training.betas=[1]", "training.betas=[1.0] is not possible"),
-        ("training.schedule=cosine", "training.schedule=cosine is not possible; use one of onecycle_linear"),
+        ("training.schedule=step", "training.schedule=step is not possible; use one of onecycle_linear, rsqrt, cosine"),
         ("trainer.precision=8", "trainer.precision=8 is not possible; use one of auto, 32, bf16"),
         ("attention=mra attention.block_size=48", "attention.block_size=48"),
         ("attention=linear attention.impl=triton", "attention.impl=triton is not available"),

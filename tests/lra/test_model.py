@@ -1,5 +1,7 @@
 """The classifier: its size, its pooling, its two towers, its patch order."""
 
+import math
+
 import pytest
 import torch
 
@@ -56,6 +58,51 @@ def test_full_mean_pooling_divides_by_the_padded_length_and_real_mean_pooling_by
     assert pool(x, key_mask, "mean_full").item() == 6 / 4
     assert pool(x, key_mask, "mean_real").item() == 6 / 2
     assert pool(x, torch.zeros(1, 4, dtype=torch.bool), "mean_real").item() == 0
+
+
+def test_the_original_code_pools_everything_or_takes_the_first_token():
+    x = torch.tensor([[[2.0], [4.0], [100.0], [100.0]]])
+    key_mask = torch.tensor([[True, True, False, False]])
+    assert pool(x, key_mask, "mean_all").item() == 206 / 4
+    assert pool(x, key_mask, "first").item() == pool(x, key_mask, "cls").item() == 2
+    with pytest.raises(ValueError, match=r"model\.pooling=median is unknown; use one of mean_full, "):
+        pool(x, key_mask, "median")
+
+
+def test_a_learned_token_stands_before_the_sequence_also_of_nothing_but_padding():
+    model = classifier(TINY | {"pooling": "cls", "patch": (2, 2)}).eval()
+    assert model.encoder.cls is not None
+    assert not model.encoder.cls.any()
+    assert model.encoder.positions.weight.shape == (17, 16)
+    seen = []
+    for core in model.encoder.attentions():
+        core.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[3]))
+    tokens = torch.randint(1, 16, (2, 16))
+    tokens[1] = 0
+    out = model(tokens)
+    assert [mask.tolist() for mask in seen] == [[[True] * 17, [True] + [False] * 16]] * 2
+    assert out.isfinite().all()
+    with torch.no_grad():
+        model.encoder.cls += 1
+    assert not torch.allclose(model(tokens), out)
+
+
+def test_sinusoidal_positions_are_fixed_and_tell_places_apart():
+    model = classifier(TINY | {"positions": "sinusoidal"}).eval()
+    table = model.encoder.positions.weight
+    assert not table.requires_grad
+    slower = 3 * 10000 ** (-2 / 16)
+    assert table[3, :4].tolist() == pytest.approx([math.sin(3), math.cos(3), math.sin(slower), math.cos(slower)])
+    tokens = torch.tensor([[3, 4, 5, 6]])
+    assert not torch.allclose(model(tokens), model(tokens.flip(1)))
+
+
+def test_the_original_pair_head_has_a_layer_more_and_no_interaction():
+    model = classifier(TINY | {"pair_head": "concat", "attention_bias": False}, num_classes=2, two_towers=True)
+    assert [tuple(p.shape) for p in model.head.parameters()] == [(16, 32), (16,), (8, 16), (8,), (2, 8), (2,)]
+    assert not any("attention.qkv.bias" in name or "attention.out.bias" in name for name, _ in model.named_parameters())
+    one = classifier(TINY | {"pair_head": "concat"}, num_classes=2)
+    assert len(list(one.head.parameters())) == 4, "one tower keeps the common head"
 
 
 def test_two_towers_share_one_encoder_and_see_the_signed_difference():

@@ -171,7 +171,10 @@ def test_every_item_counts_once_though_the_last_batch_is_filled_up(data_root: Pa
 
 
 def test_a_validation_soon_after_a_save_leaves_no_file_unless_it_is_the_best(tmp_path: Path):
-    trainer, module = mock.Mock(spec=Trainer), mock.Mock(spec=CellModule, training_config=mock.Mock(steps=5))
+    trainer, module = (
+        mock.Mock(spec=Trainer),
+        mock.Mock(spec=CellModule, training_config=mock.Mock(steps=5), selection="validation"),
+    )
     trainer.strategy.broadcast.side_effect = lambda decision: decision
     callback = Checkpoints(tmp_path)
     saved, curve = [], []
@@ -354,3 +357,20 @@ def test_a_sound_record_is_never_replaced_by_half_of_one(finished: Path):
     (path,) = finished.rglob(FILENAME)
     assert json.loads(path.read_text())["schema"] == SCHEMA
     assert not list(finished.rglob("*.tmp"))
+
+
+def test_a_cell_of_the_original_protocol_trains_and_can_report_its_last_checkpoint(tmp_path, data_root):
+    small = ("model.dim=16", "model.num_layers=1", "model.num_heads=2", "model.head_dim=4", "model.ffn_dim=16")
+    more = ("protocol=original", "protocol.selection=last", "training.clip_norm=0.01", "training.learning_rate=0.5")
+    assert tiny(tmp_path, f"data.root={data_root}", *small, *more) == 0
+    record = only_record(tmp_path)
+    assert (record["selection"], record["cell"]["starred"]) == ("last", True)
+    assert record["test"]["best"] == record["test"]["last"]
+    assert record["test"]["best"]["step"] == 6
+    assert record["validation"]["best"] == record["validation"]["last"]
+    assert record["config"]["training"]["schedule"] == "rsqrt"
+    (best,) = tmp_path.rglob("best.ckpt")
+    assert torch.load(best, weights_only=True)["cell"]["step"] == 6
+    model, _ = trained.load_model(best.parent, record)
+    assert model.encoder.cls is not None
+    assert model.encoder.cls.any(), "the learned token is trained"

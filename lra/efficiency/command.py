@@ -144,6 +144,11 @@ def _list(item: Callable[[str], T]) -> Callable[[str], list[T]]:
     return parse_list
 
 
+def named_attentions(text: str) -> list[str]:
+    """Parser of registered names between commas."""
+    return _list(_one_of(attention.names()))(text)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not possible; it must be a positive integer")

@@ -7,7 +7,7 @@ THREADS := OMP_NUM_THREADS=1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run data check test test-all test-gpu lint clean
+.PHONY: help setup run data sweep check test test-all test-gpu lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,11 @@ run: $(INSTALLED)  ## train AdaMRA on ListOps at the demo budget, from nothing t
 
 data: $(INSTALLED)  ## prepare what can be had without the internet, and list it
 	$(BIN)/python scripts/prepare.py
+
+sweep: $(INSTALLED)  ## a small grid without a GPU: softmax, adamra, lln on two tasks, two seeds; tables in results/sweep
+	$(BIN)/python run.py -m attention=softmax,adamra,lln task=listops,pathfinder seed=0,1 budget=sweep \
+		results_dir=results/sweep data.root=results/data
+	$(BIN)/python scripts/report.py results/sweep
 
 check: $(INSTALLED)  ## attention=NAME: the contract's tests of one attention, and its time beside exact attention
 	@$(THREADS) $(BIN)/python scripts/check.py $(or $(attention),--help)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from lra import report
-from lra.efficiency import picture
+from lra.efficiency import paper_table, picture
 from lra.efficiency import table as efficiency
 from lra.figures import accuracy, curves, error, published, tradeoff
 from lra.figures.rows import FOLDER, Picture
@@ -43,6 +43,10 @@ def publish(results_dir: str | Path) -> Published:
     if (results_dir / efficiency.FOLDER).is_dir():
         speed, found = efficiency.refresh(results_dir)
         files.append((results_dir / efficiency.FILE, f"{len(speed)} rows"))
+        problems += found
+    if (results_dir / paper_table.FOLDER).is_dir():
+        protocols, found = paper_table.refresh(results_dir)
+        files += [(path, f"{len(rows)} rows") for path, rows in protocols.items()]
         problems += found
     if (results_dir / lens.FOLDER).is_dir():
         files.append((lens.refresh(results_dir), ""))

@@ -13,9 +13,11 @@ from rich.text import Text
 from lra import literature, stats
 from lra.record import Cell, Record
 
+SHORT = "a short run that shows that everything works. Its accuracy does not compare with published ones."
+
 NOTES = {
-    "demo": "budget=demo: a short run that shows that everything works. Its accuracy does not compare with published "
-    "ones.",
+    "demo": f"budget=demo: {SHORT}",
+    "sweep": f"budget=sweep: {SHORT}",
     "steps": "budget=steps: a short run for its speed. Its accuracy means nothing.",
 }
 """What is said of a budget that is not the published one."""

@@ -23,6 +23,7 @@ Rebuild everything that is derived from the records below RESULTS_DIR; the same 
 
   leaderboard.csv, summary.csv, steps.csv   accuracy, averages, training speed; the first two also as tables.md, .tex
   efficiency.csv, lens.csv                  where scripts/efficiency.py or scripts/lens.py left records
+  efficiency-NAME.csv                       of each paper's protocol that scripts/efficiency.py --protocol measured
   plots/*.svg, *.png                        accuracy against speed and memory, accuracy with intervals, learning curves,
                                             time and memory against length, approximation error against time; published
                                             numbers apart. Speeds count of cells that had the device for themselves

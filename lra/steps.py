@@ -42,10 +42,14 @@ def steps(records: Iterable[Record]) -> pd.DataFrame:
     return table.sort_values(by=[*SCOPE, "ms_per_step", "attention", "impl"], ignore_index=True)
 
 
+NEEDED = ("steps", "steps_per_s", "peak_mem_mib", "precision", "impl", "wall_s", "versions")
+"""What a row is made of; a record that lacks any of it gives none."""
+
+
 def _counts(record: Record) -> bool:
     device = record.get("device") or {}
     alone = device.get("sharing") == 1 and not str(device.get("name")).startswith("CPU")
-    return alone and record["status"] == "ok" and bool(record.get("steps_per_s"))
+    return alone and record["status"] == "ok" and all(record.get(key) for key in NEEDED)
 
 
 def _cell(record: Record) -> dict[str, Any]:

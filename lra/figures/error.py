@@ -7,11 +7,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lra.figures.labels import Label, label_marks
 from lra.figures.rows import FOLDER, Picture, grid, shape
-from lra.figures.style import QUIET, SIZES, Look, looks, save, slug, style
+from lra.figures.style import QUIET, SIZES, Look, looks, plain_log, save, slug, style
 
 CAPTION = (
     "Relative error of the output against exact attention on the same q, k, v, and the time of one forward call. "
@@ -74,10 +73,9 @@ def _panel(axes: Axes, rows: Any) -> list[Label]:
         axes.axvline(ms, color=QUIET, linestyle="--", linewidth=0.8, zorder=1)
     axes.set(xscale="log", yscale="log", xlabel="time (ms)", ylabel="relative error")
     axes.margins(0.18)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    plain_log(axes.xaxis, min(rows["ms"]), max(rows["ms"]))
+    errors = [label.y for label in labels]
+    plain_log(axes.yaxis, min(errors), max(errors))
     return labels
 
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from lra.efficiency.table import loglog_slope
 from lra.figures.labels import Label, label_ends
-from lra.figures.style import SIZES, Look, save, style
+from lra.figures.style import SIZES, Look, plain_log, save, style
 
 CAPTION = "Log-log axes; behind each name the slope of its curve (1 is linear in the length, 2 quadratic)."
 
@@ -56,7 +56,8 @@ def _panel(axes: Axes, panel: Panel, known: Mapping[str, Look]) -> list[Label]:
     named = ticks[::-1][:: max(1, -(-len(ticks) // MOST_TICKS))]
     axes.set_xticks(ticks, [_tokens(n) if n in named else "" for n in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    values = [value for points in panel.curves.values() for _, value in points]
+    plain_log(axes.yaxis, min(values, default=1), max(values, default=1))
     axes.set_xlabel("tokens of a sequence")
     axes.set_ylabel(panel.label)
     axes.set_title(panel.title)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lra.record import write_text
 
@@ -25,13 +27,13 @@ FAMILIES = {
     "linformer": ("#56B4E9", ">"),
     "nystromformer": ("#56B4E9", "p"),
     "local": ("#56B4E9", "h"),
-    "none": ("#7F7F7F", "d"),
+    "none": ("#595959", "d"),
 }
 """Colour and marker of a family, the same in every picture: Okabe and Ito's palette, told apart by the colour-blind
 too. The classic rows share a colour and differ in marker and dashes."""
 
-OTHERS = ("#8C8C00", "*")
-"""Anybody's own attention: the palette's yellow, darkened to be seen on paper."""
+OTHERS = ("#5D3A1A", "*")
+"""Anybody's own attention; the palette's yellow is not to be seen on paper."""
 
 DASHES: tuple[Any, ...] = (
     "-",
@@ -141,6 +143,14 @@ def _family(name: str) -> str:
 def style() -> Any:
     """Context in which a picture is made and saved."""
     return mpl.rc_context(_STYLE)
+
+
+def plain_log(axis: Axis, low: float, high: float) -> None:
+    """A logarithmic axis with plain numbers, the more of them the shorter it is; its data reach from low to high."""
+    subs = (1,) if high > 100 * low else (1, 2, 5) if high > 4 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def slug(*parts: str) -> str:

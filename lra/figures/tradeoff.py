@@ -10,11 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lra.figures.labels import Label, label_marks
 from lra.figures.rows import FOLDER, SCOPE, Picture, grid, panels, scopes, shape, title_of
-from lra.figures.style import SIZES, Look, looks, save, slug, style
+from lra.figures.style import SIZES, Look, looks, plain_log, save, slug, style
 from lra.leaderboard import ROW, row_key
 from lra.record import Record
 
@@ -158,11 +157,7 @@ def _scales(axes: Axes, discs: Sequence[Disc]) -> None:
     speeds = [disc.speed for disc in discs]
     room = max((max(speeds) / min(speeds)) ** 0.2, 1.25)
     axes.set_xlim(min(speeds) / room, max(speeds) * room)
-    steps = (1, 2, 5) if max(speeds) > 5 * min(speeds) else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="x", which="minor", length=0)
+    plain_log(axes.xaxis, min(speeds), max(speeds))
     low, high = axes.get_ylim()
     reach = max(0.12 * (high - low), 0.5)
     axes.set_ylim(low - reach, high + reach)

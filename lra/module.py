@@ -82,12 +82,14 @@ class CellModule(LightningModule):
         self.train_seconds = self.train_seconds_before = 0.0  # of all processes of the cell, of those before this one
         self.timed_steps, self.timed_seconds = 0, 0.0
         self.compile_seconds = 0.0  # of this process, outside train_seconds
-        self.first_step_at: float | None = None  # on the clock of `time.perf_counter`
+        self.set_up_at: float | None = None  # on the clock of `time.perf_counter`: where all ranks had come together
+        self.first_step_at: float | None = None
         self.bare_steps, self.bare_steps_per_second = bare_steps, None
         self._compiled, self._accumulate, self._warm = compiled, accumulate, False
         self.on_step = lambda: None  # called after every training step; the progress bar hooks in here
 
     def setup(self, stage: str) -> None:
+        self.set_up_at = self.set_up_at or time.perf_counter()
         if not hasattr(self, "_splits"):
             self._place()
         # Anew for every call of fit or test: Lightning has moved the weights to the CPU and back in between, so that

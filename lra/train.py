@@ -120,6 +120,7 @@ class _Run:
         self.known: dict[str, Any] = {}
         self.wall: dict[str, float] = {}
         self.started = time.perf_counter()
+        self.fit_started = 0.0
         self.resident_bytes = 0
 
     @property
@@ -150,6 +151,7 @@ class _Run:
         try:
             if module.step < config.training.steps:
                 with self.phase("fit"):
+                    self.fit_started = time.perf_counter()
                     trainer.fit(module, ckpt_path=resume)
                     self._note_memory()
                 self.wall["compile"] = module.compile_seconds
@@ -278,8 +280,10 @@ class _Run:
         known = dict(self.known)
         if self.module is not None:
             train, compiling = self.module.train_seconds, wall.setdefault("compile", self.module.compile_seconds)
-            validate = max(0.0, wall.pop("fit", 0.0) - (train - self.module.train_seconds_before) - compiling)
-            wall |= {"train": train, "validate": validate}  # training counts over all processes of the cell
+            joining = (self.module.set_up_at or self.fit_started) - self.fit_started if "fit" in wall else 0.0
+            validate = wall.pop("fit", 0.0) - joining - (train - self.module.train_seconds_before) - compiling
+            wall["setup"] = wall.get("setup", 0.0) + joining  # where Lightning waits for the other ranks
+            wall |= {"train": train, "validate": max(0.0, validate)}  # training counts over all processes of the cell
             known |= {"steps": self.step, "steps_per_s": self.module.steps_per_second, "curve": self.module.curve}
             known |= {"bare_steps_per_s": self.module.bare_steps_per_second, **self._warming_up(self.module)}
         wall["total"] = time.perf_counter() - self.started

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from kernels.common.inputs import check_choice
 from kernels.lln.moments import match_moments
@@ -24,7 +24,8 @@ class MomentMatching(nn.Module):
                    call changes them. No output depends on another token through σ, so causal use is sound.
 
     Stored σ are 1 in a fresh module, and are saved under the same names in every mode: a model trained as
-    "running" loads into one that is "frozen". Under data parallelism each process keeps its own.
+    "running" loads into one that is "frozen". Under data parallelism the σ of a call are those of a rank's part of the
+    batch; what is stored is their mean over the ranks, the same on all.
     """
 
     sigma_query: Tensor
@@ -61,9 +62,19 @@ class MomentMatching(nn.Module):
         else:
             rate = (1.0 / (self.calls + 1).to(self.sigma_key.dtype)).clamp(min=SLOWEST_RATE)
         # A tensor rate, not an `if`: the step never waits for the device and can be captured in a graph.
-        self.sigma_query.lerp_(sigma_query.to(self.sigma_query.dtype), rate)
-        self.sigma_key.lerp_(sigma_key.to(self.sigma_key.dtype), rate)
+        both = torch.stack([sigma_query.to(self.sigma_query.dtype), sigma_key.to(self.sigma_key.dtype)])
+        sigma_query, sigma_key = _mean_over_ranks(both).unbind()
+        self.sigma_query.lerp_(sigma_query, rate)
+        self.sigma_key.lerp_(sigma_key, rate)
         self.calls += 1
 
     def extra_repr(self) -> str:
         return f"statistics={self.statistics!r}"
+
+
+def _mean_over_ranks(x: Tensor) -> Tensor:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return x
+    mean = x / distributed.get_world_size()
+    distributed.all_reduce(mean)
+    return mean

@@ -27,6 +27,11 @@ class TrainingOrder:
 
     Depends on (seed, step, batch_size, size) alone, so that a resumed run sees the same batches. Every item comes
     once a pass; a batch may straddle two passes.
+
+    There are no batches of equal length. In four widths a batch of ListOps would shrink to 0.62 of its tokens, one of
+    reviews to 0.44, which saves at most 2 of the 5 seconds, and 18 of the 35, that a cell without attention trains on
+    an H100. But every width is a shape of its own, and compiling three more takes 45 seconds, 12 with warm caches;
+    and the order of a protocol would be another.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, device: torch.device):

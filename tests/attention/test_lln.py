@@ -6,7 +6,7 @@ from gradients import assert_same_gradients
 from inputs import padding, qkv
 from oracles import lln as oracle
 from tolerance import assert_exact
-from torch import Tensor
+from torch import Tensor, distributed
 
 import attention
 from attention.lln import LLN
@@ -107,6 +107,19 @@ def test_running_statistics_train_as_batch_and_average_their_calls():
     running(*(10 * x for x in calls[0]), mask)  # a late call moves the average by one hundredth
     late = sigmas.mean(0) + 0.01 * (10 * sigmas[0] - sigmas.mean(0))
     assert stored(running)[:2] == pytest.approx(late.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("statistics", ["running", "frozen"])
+def test_what_is_stored_is_the_mean_over_the_ranks(statistics, monkeypatch: pytest.MonkeyPatch):
+    q, k, v = qkv(2, HEADS, LENGTH, DIM)
+    alone, one_of_two = build(statistics=statistics), build(statistics=statistics)
+    alone(q, k, v)
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda half: half.mul_(4))  # the other rank's σ are thrice as large
+    one_of_two(q, k, v)
+    for name in ("sigma_query", "sigma_key"):
+        assert_exact(getattr(one_of_two.moments, name), 2 * getattr(alone.moments, name))
 
 
 def test_frozen_statistics_are_those_of_the_first_training_call_used_from_the_second_on():

@@ -5,6 +5,7 @@ A published 37 per cent is what the root operator alone gives; to know where a s
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ MODAL = {MIN: 0, MAX: 9, MED: 4, SM: 5}
 DEEPEST = 9
 """Levels of operators in an expression; exact to all of them is exact."""
 
+LENGTHS = (500, 750, 1000, 1250, 1500, 2000)
+"""Bounds of the bins of length, in tokens; an expression has more than 500 and fewer than 2,000."""
+
 
 class Node(NamedTuple):
     """An operator and its arguments: digits and nodes."""
@@ -27,6 +31,8 @@ class Node(NamedTuple):
 
 
 class Rung(NamedTuple):
+    """correct of total items: of a predictor that knows so much, or of the items that so much knowledge settles."""
+
     knows: str
     correct: int
     total: int
@@ -106,5 +112,37 @@ def climb(train: Split, test: Split) -> Iterator[Rung]:
         yield Rung(knows, int((np.array(guesses) == test.labels).sum()), len(test.labels))
     for levels in range(1, DEEPEST + 1):
         guesses = np.array([value(tree, levels) for tree in trees["test"]])
-        knows = f"{levels} level{'s' * (levels > 1)} exactly, below them the operators"
-        yield Rung(knows, int((guesses == test.labels).sum()), len(test.labels))
+        yield Rung(_levels(levels), int((guesses == test.labels).sum()), len(test.labels))
+
+
+def depth(tree: "int | Node") -> int:
+    """The least number of levels from which on exact evaluation gives the value, whatever stands for what is deeper.
+
+    All expressions nest as deep, but of most the value follows from their upper levels: MAX of a 9 is 9.
+    """
+    exact, levels = value(tree, DEEPEST), DEEPEST
+    while levels and value(tree, levels - 1) == exact:
+        levels -= 1
+    return levels
+
+
+def by_depth(test: Split, right: np.ndarray) -> Iterator[Rung]:
+    """The test items by `depth`, and how many of each are among the `right` ones (n,)."""
+    depths = np.array([depth(parse(tokens)) for tokens in test.tokens])
+    for levels in np.unique(depths).tolist():
+        chosen = right[depths == levels]
+        knows = _levels(levels) if levels else "the root operator's modal value"
+        yield Rung(knows, int(chosen.sum()), len(chosen))
+
+
+def by_length(test: Split, right: np.ndarray) -> Iterator[Rung]:
+    """The test items by their number of tokens, closing brackets included."""
+    lengths = (np.asarray(test.tokens) > 0).sum(1)
+    for low, high in pairwise(LENGTHS):
+        chosen = right[(low < lengths) & (lengths <= high)]
+        if len(chosen):
+            yield Rung(f"{low + 1:,} to {high:,}", int(chosen.sum()), len(chosen))
+
+
+def _levels(levels: int) -> str:
+    return f"{levels} level{'s' * (levels > 1)} exactly, below them the operators"

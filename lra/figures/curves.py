@@ -22,6 +22,8 @@ CAPTION = (
     "highest. Dashed line: class prior."
 )
 
+POINT = ("step", "validation_correct", "validation_total")
+
 Curve = dict[int, list[float]]
 """A step to the accuracies of the seeds that were validated there, in per cent."""
 
@@ -39,9 +41,11 @@ def curves_of(records: Iterable[Record]) -> dict[tuple[str, ...], Curve]:
 def points_of(record: Record) -> list[tuple[int, float]]:
     """(step, validation accuracy in per cent) of a cell, in order; what is no such point is left out."""
     points = {}
-    for point in record.get("curve") or []:
-        if isinstance(point, Mapping) and point.get("validation_total"):
-            points[point["step"]] = stats.accuracy(point["validation_correct"], point["validation_total"])
+    curve = record.get("curve")
+    for point in curve if isinstance(curve, list) else []:
+        step, correct, total = (point.get(key) if isinstance(point, Mapping) else None for key in POINT)
+        if type(step) is type(correct) is type(total) is int and total > 0:
+            points[step] = stats.accuracy(correct, total)
     return sorted(points.items())
 
 

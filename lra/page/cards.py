@@ -64,27 +64,33 @@ def _card(record: Record) -> Markup:
 
 
 def _facts(record: Record, cell: Cell) -> list[tuple[str, str]]:
-    code, counts = record.get("code") or {}, (record.get("data") or {}).get("counts") or {}
-    revision = code.get("revision") or "not recorded"
-    versions = " ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items() if version)
+    code, counts, wall = record.get("code") or {}, _part(record.get("data"), "counts"), _part(record, "wall_s")
+    changed = ", with uncommitted changes" if code.get("dirty") else ""
+    revision = f"{code['revision']}{changed}" if code.get("revision") else "not recorded"
+    versions = " ".join(f"{name} {version}" for name, version in _part(record, "versions").items() if version)
     sharing = (record.get("device") or {}).get("sharing")
     shared = "" if sharing in (None, 1) else f", shared by {sharing} cells"
-    wall = record.get("wall_s") or {}
     return [
         ("message", str(record.get("message") or "")),
         ("test", _tested(record)),
         ("protocol, budget", f"{cell.protocol}, {cell.budget}"),
         ("overrides", " ".join(f"{key}={json.dumps(value)}" for key, value in cell.overrides.items())),
-        ("commit", revision + (", with uncommitted changes" if code.get("dirty") else "")),
+        ("commit", revision),
         ("device", device_of(record) + shared),
         ("data", f"{digest_of(record)[:12]} {_sizes(counts)}".strip()),
         ("computed by", " ".join(str(record[key]) for key in ("impl", "precision") if record.get(key))),
         ("speed", _number(record.get("steps_per_s"), ".2f", " steps/s")),
         ("peak memory", _number(record.get("peak_mem_mib"), ",.0f", " MiB")),
-        ("seconds", ", ".join(f"{name} {seconds:.1f}" for name, seconds in wall.items())),
+        ("seconds", ", ".join(f"{name} {float(seconds):.1f}" for name, seconds in wall.items())),
         ("versions", versions),
         ("finished", str(record.get("finished") or "")),
     ]
+
+
+def _part(record: Any, key: str) -> dict[str, Any]:
+    """A section of a record that the tables do not rely on; empty where it is not what it should be."""
+    part = (record or {}).get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _tested(record: Record) -> str:

@@ -128,6 +128,24 @@ def test_the_page_is_the_same_bytes_whatever_the_order() -> None:
     assert page.render(build(made), None, []) == page.render(build(made[::-1]), None, [])
 
 
+def test_a_picture_that_its_records_no_longer_give_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("plots/old.svg", "plots/old.png", "plots/notes.txt", "old.svg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    publish(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and path.read_text() == "old") == [
+        "notes.txt", "old.svg"
+    ]  # fmt: skip
+
+
+def test_a_record_with_odd_details_has_a_card_all_the_same() -> None:
+    curve = [{"step": 50}, 3, {"step": "x", "validation_correct": 1, "validation_total": 2}]
+    odd = record(curve=curve, versions="3.11", wall_s=None, code=None)
+    text = page.render(build([odd]), None, [])
+    assert text.count('class="card"') == 1
+    assert "<polyline" not in text
+
+
 def test_without_records_there_is_a_page() -> None:
     assert "0 finished cells, 0 failed" in page.render(build([]), None, [])
 
@@ -149,7 +167,7 @@ def test_a_browser_sorts_filters_and_finds_no_error(results: Path) -> None:
         assert window.ask(column % 0)[:3] == ["lln", "mra", "mra+4123ddd6*"]
         shown = "return [...document.querySelectorAll('.card')].filter((card) => card.checkVisibility()).length"
         assert window.ask(shown) == len(cells())
-        window.type("#filter", "mra seed 1")
+        window.type("#filter", "mra seed=1")
         assert window.ask(shown) == 1
         window.ask("document.getElementById('filter').value = ''")
         window.click("#failed")

@@ -44,7 +44,7 @@ def points_of(record: Record) -> list[tuple[int, float]]:
     curve = record.get("curve")
     for point in curve if isinstance(curve, list) else []:
         step, correct, total = (point.get(key) if isinstance(point, Mapping) else None for key in POINT)
-        if type(step) is type(correct) is type(total) is int and total > 0:
+        if isinstance(step, int) and isinstance(correct, int) and isinstance(total, int) and total > 0:
             points[step] = stats.accuracy(correct, total)
     return sorted(points.items())
 

@@ -29,8 +29,9 @@ from kernels.routing import centroids as means
 
 EPS, COUNT_EPS = tl.constexpr(means.LAYER_NORM_EPS), tl.constexpr(means.COUNT_EPS)
 MERGE_ROWS, MERGE_SLOTS = 2, 64
-RESIDENT_KEYS = 16384
+RESIDENT_KEYS = 4096
 """Longest row of keys that a program holds in registers; longer ones are read again in every round."""
+MIN_CANDIDATES = 512
 
 
 @triton.jit
@@ -252,14 +253,30 @@ def move_kernel(
 
 
 @triton.jit
-def load_keys(key_ptr, start, length, BLOCK_N: tl.constexpr, BITS: tl.constexpr):
-    """Keys as unsigned integers of at least 32 bits, 0 behind the end."""
-    offset = start + tl.arange(0, BLOCK_N)
-    key = tl.load(key_ptr + offset, mask=offset < length, other=0)
+def ones_of(word):
+    """Bits set in each 32-bit word."""
+    x = word.to(tl.uint32, bitcast=True)
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def unsigned(key, BITS: tl.constexpr):
+    """Keys as they are stored, as unsigned integers of at least 32 bits."""
     if BITS == 16:
         return key.to(tl.uint16, bitcast=True).to(tl.uint32)
     else:
         return key.to(tl.uint32 if BITS == 32 else tl.uint64, bitcast=True)
+
+
+@triton.jit
+def load_keys(key_ptr, start, length, BLOCK_N: tl.constexpr, BITS: tl.constexpr):
+    """Keys as unsigned integers of at least 32 bits, 0 behind the end, in rows of 16 bytes."""
+    ROW: tl.constexpr = 128 // BITS
+    offset = start + tl.arange(0, BLOCK_N // ROW)[:, None] * ROW + tl.arange(0, ROW)[None, :]
+    return unsigned(tl.load(key_ptr + offset, mask=offset < length, other=0), BITS)
 
 
 @triton.jit
@@ -268,123 +285,163 @@ def count_reaching(
 ):  # fmt: skip
     """How many keys are at least `threshold`: of the tile `keys` where it is the whole row, else read again."""
     if RESIDENT:
-        return tl.sum((keys >= threshold).to(tl.int32), axis=0)
+        counts = tl.sum((keys >= threshold).to(tl.int32), axis=1)
     else:
-        counts = tl.zeros((BLOCK_N,), tl.int32)
+        counts = tl.zeros((BLOCK_N * BITS // 128,), tl.int32)
         for start in range(0, length, BLOCK_N):
-            counts += (load_keys(key_ptr, start, length, BLOCK_N, BITS) >= threshold).to(tl.int32)
-        return tl.sum(counts, axis=0)
+            counts += tl.sum((load_keys(key_ptr, start, length, BLOCK_N, BITS) >= threshold).to(tl.int32), axis=1)
+    return tl.sum(counts, axis=0)
 
 
 @triton.jit
 def find_threshold(
-    keys, key_ptr, guess, length, window,
-    HAS_MASK: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_N: tl.constexpr,
+    keys, key_ptr, probe, low, reached, high, beyond, length, window, most,
+    BITS: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The largest threshold that `window` keys reach, or any that exactly `window` reach; how many do, and room.
+    """A threshold that at least `window` and at most `most` keys reach, else the largest that `window` reach.
 
-    A bracket, narrowed by interpolating log(count), which is nearly straight in the tail of a distribution, and in
-    every third round halved. Room is for keys equal to the threshold, where more than `window` reach it.
+    `low` is reached by `reached` keys, `high` by the fewer `beyond`. This bracket, which is returned, is narrowed,
+    first at `probe`, then by interpolating log(count), which is nearly straight in the tail of a distribution, and in
+    every third round it is halved.
     """
-    UNSIGNED = tl.uint64 if BITS == 64 else tl.uint32
-    one = tl.full((), 1, UNSIGNED)
-    low, reached = tl.full((), 0, UNSIGNED), length
-    high, beyond = (one << 16) if BITS == 16 else ~tl.full((), 0, UNSIGNED), 0  # how many reach `high`
-    if HAS_MASK:
-        all_chosen = count_reaching(keys, key_ptr, one, length, BITS, RESIDENT, BLOCK_N) <= window
-        low, reached = tl.where(all_chosen, one, low), tl.where(all_chosen, window, reached)
-    probe, rounds = one * guess if BITS == 16 else one << (BITS - 1), 0
-    while (reached != window) & (high - low > 1):
+    one, rounds = tl.full((), 1, low.dtype), 0
+    wanted = 0.5 * (tl.log2(tl.cast(window, tl.float32)) + tl.log2(tl.cast(most, tl.float32)))
+    top, bottom = tl.log2(reached.to(tl.float32) + 0.5), tl.log2(beyond.to(tl.float32) + 0.5)
+    while (reached > most) & (high - low > 1):
+        probe = tl.maximum(tl.minimum(probe, high - one), low + one)
         count = count_reaching(keys, key_ptr, probe, length, BITS, RESIDENT, BLOCK_N)
-        enough = count >= window
-        low, reached = tl.where(enough, probe, low), tl.where(enough, count, reached)
-        high, beyond = tl.where(enough, high, probe), tl.where(enough, beyond, count)
+        enough, level = count >= window, tl.log2(count.to(tl.float32) + 0.5)
+        low, high = tl.where(enough, probe, low), tl.where(enough, high, probe)
+        reached, beyond = tl.where(enough, count, reached), tl.where(enough, beyond, count)
+        top, bottom = tl.where(enough, level, top), tl.where(enough, bottom, level)
         rounds += 1
-        top = tl.log2(reached.to(tl.float32) + 0.5)
-        wanted, bottom = tl.log2(tl.cast(window, tl.float32)), tl.log2(beyond.to(tl.float32) + 0.5)
         share = tl.where(rounds % 3 == 0, 0.5, tl.minimum((top - wanted) / (top - bottom), 0.99))
-        step = (share * (high - low).to(tl.float32)).to(UNSIGNED)
-        probe = low + tl.maximum(tl.minimum(step, high - low - one), one)
-    return low, reached, window - beyond
+        probe = low + (share * (high - low).to(tl.float32)).to(low.dtype)
+    return low, reached, high, beyond
 
 
 @triton.jit
-def select_members(
-    key_ptr, index_ptr, lowest_visible, guess, length, window,
-    CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
-):  # fmt: skip
-    """Write the ascending positions of the `window` largest keys, `length` in slots left empty.
+def bits_of(chosen, BITS: tl.constexpr):
+    """Row by row the chosen columns as bits of one word."""
+    bit = tl.full((128 // BITS,), 1, tl.int32) << tl.arange(0, 128 // BITS)
+    return tl.sum(tl.where(chosen, bit[None, :], 0), axis=1)
 
-    Ties go to the lower position. Causal: positions before `lowest_visible` leave their slots empty, and the lowest
-    position chosen is returned.
+
+@triton.jit
+def lowest_bits(word, count, BITS: tl.constexpr):
+    """The lowest `count` ones of each word."""
+    kept = tl.zeros_like(word)
+    for rank in tl.static_range(128 // BITS):
+        kept |= tl.where(rank < count, word & -word, 0)
+        word &= word - 1
+    return kept
+
+
+@triton.jit
+def write_members(
+    keys, key_ptr, token_ptr, to_ptr, word_ptr, mark, lowest_visible, threshold, reached, room, length, most,
+    MARK: tl.constexpr, LISTED: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write the ascending positions of the keys from `threshold` on; returns how many.
+
+    LISTED: the position of key i is `token_ptr[i]`, else i. Where more than `most` keys reach the threshold, only the
+    first `room` that equal it count. MARK: those from `lowest_visible` on, the others leave their slots empty.
     """
-    keys = load_keys(key_ptr, 0, length, BLOCK_N, BITS)
-    threshold, reached, room = find_threshold(keys, key_ptr, guess, length, window, HAS_MASK, BITS, RESIDENT, BLOCK_N)
-    filled, ties_before, first = 0, 0, length
+    ROW: tl.constexpr = 128 // BITS
+    filled, row = 0, tl.arange(0, BLOCK_N // ROW) * ROW
     for start in range(0, 1 if RESIDENT else length, BLOCK_N):
         if not RESIDENT:
             keys = load_keys(key_ptr, start, length, BLOCK_N, BITS)
-        member = (keys >= threshold) & (keys > 0)
-        if reached > window:
-            tied = (keys == threshold).to(tl.int32)
-            member = member & ((keys > threshold) | (ties_before + tl.cumsum(tied, axis=0) <= room))
-            if not RESIDENT:
-                ties_before += tl.sum(tied, axis=0)
-        token = start + tl.arange(0, BLOCK_N)
-        position = filled + tl.cumsum(member.to(tl.int32), axis=0) - 1
-        tl.store(index_ptr + position, tl.where(token >= lowest_visible, token, length), mask=member)
-        if HAS_MASK or not RESIDENT:
-            filled += tl.sum(member.to(tl.int32), axis=0)
-        if CAUSAL:
-            first = tl.minimum(first, tl.min(tl.where(member, token, length), axis=0))
-    if HAS_MASK:
-        for start in range(0, window, BLOCK_W):
-            slot = start + tl.arange(0, BLOCK_W)
-            tl.store(index_ptr + slot, tl.zeros((BLOCK_W,), tl.int32) + length, mask=(slot >= filled) & (slot < window))
-    return first
+        word = bits_of(keys >= threshold, BITS)
+        if reached > most:
+            tied = bits_of(keys == threshold, BITS)
+            count = ones_of(tied)
+            ends = tl.cumsum(count, axis=0)
+            word ^= tied ^ lowest_bits(tied, room - (ends - count), BITS)
+            room -= tl.max(ends, axis=0)
+        count = ones_of(word)
+        ends = tl.cumsum(count, axis=0)
+        slot = to_ptr + (filled + ends - count)
+        for rank in range(0, tl.max(count, axis=0)):  # few columns of a row are chosen
+            token = start + row + ones_of((word & -word) - 1)
+            if LISTED:
+                token = tl.load(token_ptr + token, mask=word != 0, other=0)
+            if MARK:
+                visible = token >= lowest_visible
+                tl.atomic_or(word_ptr + token, mark, mask=(word != 0) & visible, sem="relaxed")
+                token = tl.where(visible, token, length)
+            tl.store(slot + rank, token, mask=word != 0)
+            word &= word - 1
+        filled += tl.max(ends, axis=0)
+    return filled
 
 
 @triton.jit
 def select_kernel(
-    key_ptr, index_ptr, word_ptr,  # (2, B·H, K, N), (2, B·H, K, w), (2, B·H, W, N)
-    guess, length, window, heads,
+    key_ptr, index_ptr, word_ptr, candidate_ptr,  # (2, B·H, K, N), (2, B·H, K, w), (2, B·H, W, N), (…, CANDIDATES)
+    guess, first_guess, length, window, heads,
     K: tl.constexpr, CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, BITS: tl.constexpr, RESIDENT: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    CANDIDATES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Key members, then query members of one cluster of one head, and their marks.
+    """Ascending positions of the `window` largest keys of one cluster, N in slots left empty, and their marks.
 
-    Causal: a query that would see no key of the cluster does not count as a member.
+    Ties go to the lower position. Where CANDIDATES is not 0, at most that many are listed first, and then the best of
+    them. Causal: one program takes the keys, then the queries, of which one that would see no key of the cluster does
+    not count as a member.
     """
+    ROW: tl.constexpr = 128 // BITS
     WORDS: tl.constexpr = (K + 31) // 32
+    UNSIGNED: tl.constexpr = tl.uint64 if BITS == 64 else tl.uint32
     head, c = (tl.program_id(0) // K).to(tl.int64), tl.program_id(0) % K
-    query, key = head * K + c, (heads + head) * K + c
-    lowest = select_members(
-        key_ptr + key * length, index_ptr + key * window, 0, guess, length, window,
-        CAUSAL, HAS_MASK, BITS, RESIDENT, BLOCK_N, BLOCK_W,
-    )  # fmt: skip
-    select_members(
-        key_ptr + query * length, index_ptr + query * window, lowest if CAUSAL else 0, guess, length, window,
-        CAUSAL, HAS_MASK, BITS, RESIDENT, BLOCK_N, BLOCK_W,
-    )  # fmt: skip
-    tl.debug_barrier()  # the positions written above are read by other threads below
-    mark = tl.full((BLOCK_W,), 1, tl.int32) << (c % 32)
-    for side in tl.static_range(2):
-        words = word_ptr + ((side * heads + head) * WORDS + c // 32) * length
-        for start in range(0, window, BLOCK_W):
-            slot = start + tl.arange(0, BLOCK_W)
-            token = tl.load(index_ptr + (key if side else query) * window + slot, mask=slot < window, other=length)
-            tl.atomic_or(words + token, mark, mask=token < length, sem="relaxed")
-
-
-@triton.jit
-def ones_of(word):
-    """Bits set in each 32-bit word."""
-    x = word.to(tl.uint32, bitcast=True)
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    return ((x * 0x01010101) >> 24).to(tl.int32)
+    one, mark, lowest = tl.full((), 1, UNSIGNED), tl.full((), 1, tl.int32) << (c % 32), 0
+    for turn in tl.static_range(2 if CAUSAL else 1):
+        side = (1 - turn if CAUSAL else tl.program_id(1)) * heads + head
+        keys_of, members_of = key_ptr + (side * K + c) * length, index_ptr + (side * K + c) * window
+        words_of = word_ptr + (side * WORDS + c // 32) * length
+        keys = load_keys(keys_of, 0, length, BLOCK_N, BITS)
+        low, reached, beyond = one, tl.full((), 0, tl.int32) + length, tl.full((), 0, tl.int32)
+        high = (one << 16) if BITS == 16 else ~tl.full((), 0, UNSIGNED)
+        middle = one * guess if BITS == 16 else one << (BITS - 1)
+        if HAS_MASK:  # with few real tokens all of them are chosen
+            reached = tl.maximum(count_reaching(keys, keys_of, one, length, BITS, RESIDENT, BLOCK_N), window)
+        if CANDIDATES:
+            first = one * first_guess if BITS == 16 else middle
+            low, reached, high, beyond = find_threshold(
+                keys, keys_of, first, low, reached, high, beyond, length, window, CANDIDATES, BITS, RESIDENT, BLOCK_N
+            )
+            list_ptr = candidate_ptr + (side * K + c) * CANDIDATES
+            listed = write_members(
+                keys, keys_of, list_ptr, list_ptr, words_of, mark, 0, low, reached, window - beyond, length, CANDIDATES,
+                False, False, BITS, RESIDENT, BLOCK_N,
+            )  # fmt: skip
+            tl.debug_barrier()  # other threads wrote what is read below
+            slot = tl.arange(0, CANDIDATES // ROW)[:, None] * ROW + tl.arange(0, ROW)[None, :]
+            token = tl.load(list_ptr + slot, mask=slot < listed, other=0)
+            keys = unsigned(tl.load(keys_of + token, mask=slot < listed, other=0), BITS)
+            low, reached, high, beyond = find_threshold(
+                keys, keys_of, middle, low, tl.maximum(listed, window), high, beyond, length, window, window,
+                BITS, True, CANDIDATES,
+            )  # fmt: skip
+            filled = write_members(
+                keys, keys_of, list_ptr, members_of, words_of, mark, lowest, low, reached, window - beyond, length,
+                window, True, True, BITS, True, CANDIDATES,
+            )  # fmt: skip
+        else:
+            low, reached, high, beyond = find_threshold(
+                keys, keys_of, middle, low, reached, high, beyond, length, window, window, BITS, RESIDENT, BLOCK_N
+            )
+            filled = write_members(
+                keys, keys_of, members_of, members_of, words_of, mark, lowest, low, reached, window - beyond, length,
+                window, True, False, BITS, RESIDENT, BLOCK_N,
+            )  # fmt: skip
+        if HAS_MASK:
+            for start in range(0, window, BLOCK_W):
+                slot = start + tl.arange(0, BLOCK_W)
+                empty = (slot >= filled) & (slot < window)
+                tl.store(members_of + slot, tl.zeros((BLOCK_W,), tl.int32) + length, mask=empty)
+        if CAUSAL and turn == 0:
+            tl.debug_barrier()  # another thread wrote it
+            lowest = tl.load(members_of)
 
 
 @triton.jit
@@ -465,12 +522,13 @@ def select(q: Tensor, k: Tensor, key_mask: Tensor | None, centroids: Tensor, win
     )  # fmt: skip
 
     index = torch.empty(2, rows, clusters, window, **whole)
-    resident = length <= RESIDENT_KEYS
-    block_n = triton.next_power_of_2(length) if resident else RESIDENT_KEYS
-    select_kernel[(rows * clusters,)](
-        keys, index, word, first_guess(window, length, dim), length, window, rows,
-        K=clusters, CAUSAL=causal, HAS_MASK=key_mask is not None, BITS=bits, RESIDENT=resident,
-        BLOCK_N=block_n, BLOCK_W=128, num_warps=select_warps(block_n),
+    block_n, candidates, select_warps = select_sizes(length, window)
+    listed = torch.empty(2, rows, clusters, candidates, **whole)
+    aim = min(length, round((window * max(window, candidates)) ** 0.5))
+    select_kernel[(rows * clusters, 1 if causal else 2)](
+        keys, index, word, listed, guess(window, length, dim), guess(aim, length, dim), length, window, rows,
+        K=clusters, CAUSAL=causal, HAS_MASK=key_mask is not None, BITS=bits, RESIDENT=length <= block_n,
+        CANDIDATES=candidates, BLOCK_N=block_n, BLOCK_W=128, num_warps=select_warps,
     )  # fmt: skip
     offsets = torch.empty(2, rows, length + 1, **whole)
     offsets_kernel[(2 * rows,)](
@@ -495,12 +553,17 @@ def score_tile(block_k: int, width: int) -> tuple[int, int, int]:
     return 64, 4 if block_k * width <= 4096 else 8, 1
 
 
-def first_guess(window: int, length: int, dim: int) -> int:
-    """The 16-bit key that `window` of `length` tokens would reach if cosines were normal with variance 1 / D."""
-    level = NormalDist().inv_cdf(1 - window / (length + 1)) * dim**-0.5
+def guess(tokens: int, length: int, dim: int) -> int:
+    """The 16-bit key that `tokens` of `length` would reach if cosines were normal with variance 1 / D."""
+    level = NormalDist().inv_cdf(1 - tokens / (length + 1)) * dim**-0.5
     return 32768 + round(32767 * min(max(level, -0.99), 0.99))
 
 
-def select_warps(keys: int) -> int:
-    """At most 32 keys a thread while a program has 16 warps."""
-    return min(16, max(4, keys // 1024))
+def select_sizes(length: int, window: int) -> tuple[int, int, int]:
+    """Keys of a tile, candidates, 0 to do without, and warps, so that a thread holds at most 32 keys.
+
+    Candidates are worth listing where they are few beside the keys.
+    """
+    candidates = max(MIN_CANDIDATES, 2 * triton.next_power_of_2(window))
+    block_n = min(RESIDENT_KEYS, max(16, triton.next_power_of_2(length)))
+    return block_n, candidates if length > RESIDENT_KEYS >= candidates else 0, 4

@@ -2,7 +2,8 @@
 
     score     s_ci = μ_c · x̂_i as keys that sort as unsigned integers, (K, N); argmax_c, commitment, counts and sums
     merge     the partial sums of `score`, in a fixed order
-    select    a threshold for each cluster by counting the keys that reach it, then its members, ascending
+    select    a threshold for each cluster by counting the keys that reach it, then its members, ascending; in long
+              rows first one that a few times too many reach, which are listed, then the best of these
     offsets   how many clusters each token is in, and where its results lie in an order by token
 
 Half precisions have keys of 16 bits, steps of 2⁻¹⁵ √D |μ_c|, a tenth of what rounding q and k costs; float32 keys are
@@ -29,9 +30,11 @@ from kernels.routing import centroids as means
 
 EPS, COUNT_EPS = tl.constexpr(means.LAYER_NORM_EPS), tl.constexpr(means.COUNT_EPS)
 MERGE_ROWS, MERGE_SLOTS = 2, 64
-RESIDENT_KEYS = 4096
-"""Longest row of keys that a program holds in registers; longer ones are read again in every round."""
-MIN_CANDIDATES = 512
+WARP_KEYS = 1024
+"""Keys that a warp holds in registers; of a row longer than a tile they are read again in every round."""
+FEW_KEYS = 8192
+"""Longest row that is left to one warp."""
+MIN_CANDIDATES = 256
 
 
 @triton.jit
@@ -52,13 +55,14 @@ def halves(x):
 
 
 @triton.jit
-def score_product(a, a_high, a_low, b, COMPUTE: tl.constexpr, SPLIT: tl.constexpr):
-    """a @ b as exact as in float32; SPLIT: on the tensor cores, as three products of halves."""
+def score_product(a, b, b_high, b_low, COMPUTE: tl.constexpr, SPLIT: tl.constexpr):
+    """a @ bᵀ as exact as in float32; SPLIT: on the tensor cores, as three products of halves."""
     if SPLIT:
-        b_high, b_low = halves(b)
+        a_high, a_low = halves(a)
+        b_high, b_low = tl.trans(b_high), tl.trans(b_low)
         return tl.dot(a_high, b_high, tl.dot(a_low, b_high, tl.dot(a_high, b_low)))
     else:
-        return tl.dot(a, b, out_dtype=COMPUTE, input_precision="ieee")
+        return tl.dot(a, tl.trans(b), out_dtype=COMPUTE, input_precision="ieee")
 
 
 @triton.jit
@@ -108,8 +112,9 @@ def score_kernel(
 ):  # fmt: skip
     """Keys of one block of clusters, and its statistics, over one part of the queries (side 0) or keys (side 1)."""
     b, h, part = place(tl.program_id(0), num_heads, splits)
-    side, mine = tl.program_id(1), tl.program_id(2)
-    wide_h = h.to(tl.int64)
+    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    side, wide_h = tl.program_id(1), h.to(tl.int64)
+    mine = 0 if BLOCKS == 1 else tl.program_id(2)
     if side == 0:
         x_ptr, x_n = q_ptr + b * q_b + wide_h * q_h, q_n
     else:
@@ -119,12 +124,11 @@ def score_kernel(
     head = (side * num_batches + b) * num_heads + h
     WORDS: tl.constexpr = (K + 31) // 32
     OWN_WORDS: tl.constexpr = (BLOCK_K + 31) // 32
-    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     key_ptr += head * K * length
     best_ptr += head * length
     word_ptr += head * WORDS * length
     offset_n, offset_d, offset_k = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
-    count = tl.zeros((BLOCK_K,), COMPUTE)
+    count, counts = tl.zeros((BLOCK_K,), COMPUTE), tl.zeros((BLOCK_K, 16), COMPUTE)
     total = tl.zeros((BLOCK_K, BLOCK_D), COMPUTE)
     loss, tokens = tl.zeros((BLOCK_N,), COMPUTE), tl.zeros((BLOCK_N,), COMPUTE)
     if BLOCKS == 1:
@@ -141,18 +145,19 @@ def score_kernel(
                     centroid_ptr, block * BLOCK_K, K, HEAD_DIM, BLOCK_K, BLOCK_D, COMPUTE
                 )
             cluster = block * BLOCK_K + offset_k
-            cosine = score_product(direction, high, low, tl.trans(x_hat), COMPUTE, SPLIT)  # × √D
-            score = cosine * norm[:, None]
+            # The scores of a token lie in four threads, which find the best with few exchanges.
+            cosine = score_product(x_hat, direction, high, low, COMPUTE, SPLIT)  # (BLOCK_N, BLOCK_K), × √D
+            score = cosine * norm[None, :]
             if block == mine:
                 key = sortable(cosine, score, HEAD_DIM, BITS)
                 if HAS_MASK:
-                    key = tl.where(real[None, :], key, 0)
+                    key = tl.where(real[:, None], key, 0)
                 position = key_ptr + cluster.to(tl.int64)[:, None] * length + (start + offset_n)[None, :]
-                tl.store(position, key, mask=(cluster < K)[:, None] & inside[None, :])
+                tl.store(position, tl.trans(key), mask=(cluster < K)[:, None] & inside[None, :])
             if K % BLOCK_K != 0:
-                score = tl.where((cluster < K)[:, None], score, -float("inf"))
-            here = tl.max(score, axis=0)
-            first = tl.min(tl.where(score == here[None, :], cluster[:, None], K), axis=0)
+                score = tl.where((cluster < K)[None, :], score, -float("inf"))
+            here = tl.max(score, axis=1)
+            first = tl.min(tl.where(score == here[:, None], cluster[None, :], K), axis=1)
             best = tl.where(here > best_score, first, best)
             best_score = tl.maximum(best_score, here)
 
@@ -169,17 +174,18 @@ def score_kernel(
         loss += tl.sum(error * error, axis=1)
         tokens += tl.where(real, 1.0, 0.0).to(COMPUTE)
         chosen = best[None, :] == offset_k[:, None]
-        count += tl.sum(chosen.to(COMPUTE), axis=1)
         if SPLIT:
             x_high, x_low = halves(x_hat)
             one_hot = chosen.to(tl.float16)
             total = tl.dot(one_hot, x_high, tl.dot(one_hot, x_low, total))
+            counts = tl.dot(one_hot, tl.full((BLOCK_N, 16), 1.0, tl.float16), counts)  # the same in all columns
         else:
+            count += tl.sum(chosen.to(COMPUTE), axis=1)
             total += tl.dot(chosen.to(COMPUTE), x_hat, out_dtype=COMPUTE, input_precision="ieee")
 
     slot = (wide_h * 2 * num_batches + side * num_batches + b) * splits + part
     rows = (slot * BLOCKS + mine) * BLOCK_K + offset_k
-    tl.store(count_ptr + rows, count)
+    tl.store(count_ptr + rows, tl.max(counts, axis=1) if SPLIT else count)
     tl.store(sum_ptr + rows[:, None] * BLOCK_D + offset_d[None, :], total)
     tl.store(loss_ptr + slot * BLOCKS + mine, tl.sum(loss))
     tl.store(token_ptr + slot * BLOCKS + mine, tl.sum(tokens))
@@ -415,9 +421,9 @@ def select_kernel(
                 False, False, BITS, RESIDENT, BLOCK_N,
             )  # fmt: skip
             tl.debug_barrier()  # other threads wrote what is read below
-            slot = tl.arange(0, CANDIDATES // ROW)[:, None] * ROW + tl.arange(0, ROW)[None, :]
-            token = tl.load(list_ptr + slot, mask=slot < listed, other=0)
-            keys = unsigned(tl.load(keys_of + token, mask=slot < listed, other=0), BITS)
+            place_in_list = tl.arange(0, CANDIDATES // ROW)[:, None] * ROW + tl.arange(0, ROW)[None, :]
+            token = tl.load(list_ptr + place_in_list, mask=place_in_list < listed, other=0)
+            keys = unsigned(tl.load(keys_of + token, mask=place_in_list < listed, other=0), BITS)
             low, reached, high, beyond = find_threshold(
                 keys, keys_of, middle, low, tl.maximum(listed, window), high, beyond, length, window, window,
                 BITS, True, CANDIDATES,
@@ -532,7 +538,12 @@ def select(q: Tensor, k: Tensor, key_mask: Tensor | None, centroids: Tensor, win
     )  # fmt: skip
     offsets = torch.empty(2, rows, length + 1, **whole)
     offsets_kernel[(2 * rows,)](
-        word, offsets, length, WORDS=words, BLOCK_N=min(4096, triton.next_power_of_2(length)), num_warps=8
+        word,
+        offsets,
+        length,
+        WORDS=words,
+        BLOCK_N=min(8192, triton.next_power_of_2(length)),
+        num_warps=8 if length <= 4096 else 16,
     )
     return Selection(index, word, offsets, best, copy, pull, commitment, counts, sums)
 
@@ -550,7 +561,7 @@ def move(ema_counts: Tensor, ema_sums: Tensor, centroids: Tensor, counts: Tensor
 
 def score_tile(block_k: int, width: int) -> tuple[int, int, int]:
     """Tokens of a tile of scores, warps and stages: two programs of 4 warps hide more than one of 8."""
-    return 64, 4 if block_k * width <= 4096 else 8, 1
+    return 128 if block_k <= 32 and width <= 32 else 64, 4 if block_k * width <= 4096 else 8, 1
 
 
 def guess(tokens: int, length: int, dim: int) -> int:
@@ -560,10 +571,11 @@ def guess(tokens: int, length: int, dim: int) -> int:
 
 
 def select_sizes(length: int, window: int) -> tuple[int, int, int]:
-    """Keys of a tile, candidates, 0 to do without, and warps, so that a thread holds at most 32 keys.
+    """Keys of a tile, candidates that are listed, 0 to do without, and warps, each of 1024 keys.
 
-    Candidates are worth listing where they are few beside the keys.
+    One warp needs no barriers, several share the list and its rounds. A list pays where it is shorter than a tile.
     """
     candidates = max(MIN_CANDIDATES, 2 * triton.next_power_of_2(window))
-    block_n = min(RESIDENT_KEYS, max(16, triton.next_power_of_2(length)))
-    return block_n, candidates if length > RESIDENT_KEYS >= candidates else 0, 4
+    warps = 4 if length > FEW_KEYS or candidates > WARP_KEYS else 1
+    block_n = min(warps * WARP_KEYS, max(16, triton.next_power_of_2(length)))
+    return block_n, candidates if length > block_n >= candidates else 0, warps

@@ -94,6 +94,12 @@ def test_everything_is_that_of_the_reference_in_float64(
         assert all((x[padded] == 0).all() for x in mine[:4])
 
 
+def shorten_tiles(monkeypatch: pytest.MonkeyPatch, warp_keys: int) -> None:
+    """Let short rows be read as long ones are: in tiles, and with a list of candidates if that fits in one."""
+    monkeypatch.setattr("kernels.routing.triton_select.WARP_KEYS", warp_keys)
+    monkeypatch.setattr("kernels.routing.triton_select.MIN_CANDIDATES", 8)
+
+
 @pytest.mark.parametrize("kind", [None, "scattered", "one", "empty"])
 @interpreted_only
 def test_members_are_those_of_the_reference(kind):
@@ -106,12 +112,25 @@ def test_members_are_those_of_the_reference(kind):
         assert torch.equal(index, reference.membership(scores, window, mask))
 
 
+@pytest.mark.parametrize(("window", "warp_keys"), [(5, 16), (12, 4)], ids=["listed", "streamed"])
+@interpreted_only
+def test_members_of_a_row_of_several_tiles_are_those_of_the_reference(window, warp_keys, monkeypatch):
+    shorten_tiles(monkeypatch, warp_keys)
+    inputs, mask, mu = [x.float() for x in qkv(1, 1, 45, 8)], padding(1, 45, kind="scattered"), centroids(1, 8)
+    for x, index in zip(inputs, selection(inputs, mask, mu, window), strict=False):
+        scores = cluster_scores(layer_norm(real_rows(x, mask)), mu.float())
+        assert torch.equal(index, reference.membership(scores, window, mask))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["fp16", "fp32"])
-def test_equal_scores_go_to_the_lower_position(dtype, device):
-    x = torch.randn(1, 1, 5, 8, generator=torch.Generator().manual_seed(1)).repeat(1, 1, 6, 1).to(device, dtype)
-    scores = cluster_scores(layer_norm(x.double().cpu()), centroids(4, 8))
-    expected = reference.membership(scores.float(), 8)
-    for index in selection([x, x], None, centroids(4, 8), 8):
+@pytest.mark.parametrize(("copies", "window", "warp_keys"), [(6, 8, 1024), (15, 4, 16)])
+def test_equal_scores_go_to_the_lower_position(copies, window, warp_keys, dtype, device, monkeypatch):
+    shorten_tiles(monkeypatch, warp_keys)
+    few = torch.randn(1, 1, 30 // copies, 8, generator=torch.Generator().manual_seed(1))
+    x = few.repeat(1, 1, copies, 1).to(device, dtype)
+    scores = cluster_scores(layer_norm(x.double().cpu()), centroids(1, 8))
+    expected = reference.membership(scores.float(), window)
+    for index in selection([x, x], None, centroids(1, 8), window):
         assert torch.equal(index.cpu(), expected)
 
 

@@ -148,9 +148,8 @@ def pair_keys(drop, x, y, FIRST: tl.constexpr, DIAGONAL: tl.constexpr):
 
 
 @triton.jit
-def bisect(key, rank, BITS: tl.constexpr, SLACK: tl.constexpr):
-    """Bounds of key number `rank`, from 1 on, of a tile, at most SLACK apart."""
-    low, high = tl.zeros((), tl.int64), tl.full((), (1 << BITS) - 1, tl.int64)
+def bisect(key, rank, low, high, SLACK: tl.constexpr):
+    """Bounds, at most SLACK apart, of key number `rank`, from 1 on, of a tile; it lies from `low` to `high`."""
     while high - low > SLACK:
         middle = (low + high) >> 1
         seen = tl.sum((key <= middle.to(key.dtype)).to(tl.int32))
@@ -223,7 +222,8 @@ def rank_kernel(
         drop = tl.where(occupied[:, None] & real[None, :], tl.abs(peak[:, None] - score), tl.where(inside, -1.0, -2.0))
         tl.store(drop_ptr + row[:, None] * side + y[None, :], drop)
         key = pair_keys(drop, x[:, None], y[None, :], FIRST, DIAGONAL)
-        low, high = bisect(key, share, BITS, 0 if WHOLE else SLACK)
+        last = tl.full((), (1 << BITS) - 1, tl.int64)
+        low, high = bisect(key, share, last * 0, last, 0 if WHOLE else SLACK)
         part = 2 * ((head * tiles + tile) * CHUNKS + chunk)
         tl.store(bound_ptr + part, low)
         tl.store(bound_ptr + part + 1, high)
@@ -253,9 +253,8 @@ def narrow_kernel(
     low, high = outer_bounds(bound_ptr, head, parts, PARTS)
     before = key < low.to(key.dtype)
     between = (key < high.to(key.dtype)) & (key >= low.to(key.dtype))
-    place = tl.cumsum(between.to(tl.int32), axis=0)
     tl.atomic_add(found_ptr + 2 * head, tl.sum(before.to(tl.int32)), sem="relaxed")
-    slot = tl.atomic_add(found_ptr + 2 * head + 1, tl.sum(between.to(tl.int32)), sem="relaxed") + place - 1
+    slot = tl.atomic_add(found_ptr + 2 * head + 1 + pair * 0, 1, mask=between, sem="relaxed")
     tl.store(candidate_ptr + first + slot, key, mask=between)
 
 
@@ -271,17 +270,30 @@ def count_candidates(candidate_ptr, number, bound, SIZE: tl.constexpr):
 
 
 @triton.jit
-def settle(bound_ptr, found_ptr, candidate_ptr, head, parts, budget, PARTS: tl.constexpr, SIZE: tl.constexpr):
-    """The key of pair number `budget`, and how many pairs with that key are refined."""
+def settle_kernel(
+    bound_ptr, found_ptr, candidate_ptr, threshold_ptr, words_ptr, side, parts, budget,
+    BITS: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """The key of pair number `budget` of a head; more than SIZE candidates are read again for each bisection."""
+    head = tl.program_id(0).to(tl.int64)
+    candidate_ptr += head * side * side
     low, high = outer_bounds(bound_ptr, head, parts, PARTS)
-    before, number = tl.load(found_ptr + 2 * head), tl.load(found_ptr + 2 * head + 1)
-    rank = budget - before
+    number = tl.load(found_ptr + 2 * head + 1)
+    rank = budget - tl.load(found_ptr + 2 * head)
     low = tl.where(rank > number, high, low)
-    while low < high:
-        middle = (low + high) >> 1
-        enough = count_candidates(candidate_ptr, number, middle, SIZE) >= rank
-        low, high = tl.where(enough, low, middle + 1), tl.where(enough, middle, high)
-    return high, rank - count_candidates(candidate_ptr, number, high - 1, SIZE)
+    if number <= SIZE:
+        place = tl.arange(0, SIZE)
+        key = tl.load(candidate_ptr + place, mask=place < number, other=(1 << BITS) - 1)
+        if low < high:
+            low, high = bisect(key, rank, low, high, 0)
+        before = tl.sum((key < high.to(key.dtype)).to(tl.int32))
+    else:
+        while low < high:
+            middle = (low + high) >> 1
+            enough = count_candidates(candidate_ptr, number, middle, SIZE) >= rank
+            low, high = tl.where(enough, low, middle + 1), tl.where(enough, middle, high)
+        before = count_candidates(candidate_ptr, number, high - 1, SIZE)
+    store_threshold(threshold_ptr, words_ptr, head, side, high, rank - before)
 
 
 @triton.jit
@@ -293,18 +305,12 @@ def load_keys(drop_ptr, head, x, y, side, FIRST: tl.constexpr, DIAGONAL: tl.cons
 
 @triton.jit
 def tally_kernel(
-    drop_ptr, bound_ptr, found_ptr, candidate_ptr, threshold_ptr, tally_ptr, rest_ptr, words_ptr,
-    side, tiles, parts, budget,
-    FIRST: tl.constexpr, DIAGONAL: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    drop_ptr, threshold_ptr, tally_ptr, rest_ptr, side, tiles,
+    FIRST: tl.constexpr, DIAGONAL: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The key of pair number `budget`; pairs of each of ROWS block rows that are better, and that tie with it."""
+    """`tallies` of ROWS block rows."""
     head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    threshold, quota = settle(
-        bound_ptr, found_ptr, candidate_ptr + head * side * side, head, parts, budget, PARTS, SIZE
-    )
-    if tile == 0:
-        store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota)
+    threshold = tl.load(threshold_ptr + 2 * head)
     x = tile * ROWS + tl.arange(0, ROWS)
     better, tied = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), tl.int32)
     rest = tl.full((ROWS,), float("inf"), rest_ptr.dtype.element_ty)
@@ -462,7 +468,7 @@ def select(
     tally, words = torch.empty(sequences, 2, side, **whole), torch.empty(sequences, side // 32, **whole)
 
     order, chunks = dict(FIRST=first_blocks, DIAGONAL=diagonal_blocks), side // chunk
-    priors = first_blocks > 0 or diagonal_blocks > 0
+    bits = 35 if first_blocks > 0 or diagonal_blocks > 0 else 32
     rows = min(side, max(16, PAIRS // chunk))
     tiles = side // rows
     parts, found = tiles * chunks, torch.empty(sequences, 2, **whole)
@@ -470,23 +476,25 @@ def select(
     rank_kernel[(sequences * tiles,)](
         means[0], means[1], counts, drops, peaks, bound, found, threshold, tally, rest, words,
         num_blocks, side, tiles, triton.cdiv(budget, parts),
-        **order, BITS=35 if priors else 32, ROWS=rows, CHUNK=chunk, CHUNKS=chunks, WHOLE=parts == 1,
+        **order, BITS=bits, ROWS=rows, CHUNK=chunk, CHUNKS=chunks, WHOLE=parts == 1,
         HEAD_DIM=q.shape[3], BLOCK_D=width, COMPUTE=kinds["COMPUTE"], PRECISION=score_precision(q.dtype),
-        num_warps=max(1, rows * chunk // 1024), enable_fp_fusion=False,
+        num_warps=max(1, rows * chunk // 2048), enable_fp_fusion=False,
     )  # fmt: skip
     rows = min(16, side)
     tiles = side // rows
     if parts > 1:
-        kind = torch.int64 if priors else torch.uint32
+        kind = torch.uint32 if bits == 32 else torch.int64
         candidates = torch.empty(sequences, side * side, dtype=kind, device=q.device)
         size, lists = min(8192, side * side), dict(PARTS=triton.next_power_of_2(parts))
         narrow_kernel[(sequences * (side * side // size),)](
-            drops, bound, found, candidates, side, side * side // size, parts, **order, **lists, SIZE=size, num_warps=8
+            drops, bound, found, candidates, side, side * side // size, parts, **order, **lists, SIZE=size, num_warps=4
+        )
+        settle_kernel[(sequences,)](
+            bound, found, candidates, threshold, words, side, parts, budget, **lists, BITS=bits, SIZE=size, num_warps=8
         )
         tally_kernel[(sequences * tiles,)](
-            drops, bound, found, candidates, threshold, tally, rest, words, side, tiles, parts, budget,
-            **order, **lists, SIZE=2048, ROWS=rows, CHUNK=chunk, num_warps=8,
-        )  # fmt: skip
+            drops, threshold, tally, rest, side, tiles, **order, ROWS=rows, CHUNK=chunk, num_warps=8
+        )
     chosen = Selection(
         means=means, counts=counts, bits=torch.empty(sequences, side, side // 32, **whole), words=words,
         starts=torch.empty(sequences, side + 1, **whole), listed=torch.empty(sequences, budget, **whole),

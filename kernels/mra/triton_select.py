@@ -404,28 +404,36 @@ def finish_kernel(
 
 
 @triton.jit
+def halves(pairs, half):
+    """(…, K) → (…, 2, K): the low and the high 16 bits, which are two counts."""
+    return (tl.expand_dims(pairs, -2) >> (16 * half)[:, None]) & 0xFFFF
+
+
+@triton.jit
 def columns_kernel(bits_ptr, words_ptr, start_ptr, listed_ptr, side, budget, BLOCK_W: tl.constexpr, ROWS: tl.constexpr):
-    """The list of x refined for each y, ascending, for the 32 y of one word of bits."""
+    """The list of x refined for each y, ascending, for the 32 y of one word of bits; a scan counts two y at once."""
     words = side // 32
     head, word = (tl.program_id(0) // words).to(tl.int64), tl.program_id(0) % words
-    bit, earlier = tl.arange(0, 32), tl.arange(0, BLOCK_W)
+    low, half, earlier = tl.arange(0, 16), tl.arange(0, 2), tl.arange(0, BLOCK_W)
     before = tl.load(words_ptr + head * words + earlier, mask=earlier < word, other=0)
-    counts = tl.zeros((32,), tl.int32)
+    counts = tl.zeros((2, 16), tl.int32)
     for first in range(0, side, ROWS):
-        x = first + tl.arange(0, ROWS)
-        packed = tl.load(bits_ptr + (head * side + x) * words + word)
-        counts += tl.sum((packed[:, None] >> bit[None, :]) & 1, axis=0)
+        packed = tl.load(bits_ptr + (head * side + first + tl.arange(0, ROWS)) * words + word)
+        counts += halves(tl.sum((packed[:, None] >> low[None, :]) & 0x10001, axis=0), half)
+    counts = tl.reshape(counts, (32,))
     begin = tl.sum(before) + tl.cumsum(counts, axis=0) - counts
-    tl.store(start_ptr + head * (side + 1) + word * 32 + bit, begin)
+    tl.store(start_ptr + head * (side + 1) + word * 32 + tl.arange(0, 32), begin)
     if word == 0:
         tl.store(start_ptr + head * (side + 1) + side, budget)
+    begin = tl.reshape(begin, (2, 16))
     for first in range(0, side, ROWS):
         x = first + tl.arange(0, ROWS)
         packed = tl.load(bits_ptr + (head * side + x) * words + word)
-        chosen = (packed[:, None] >> bit[None, :]) & 1
-        target = listed_ptr + head * budget + begin[None, :] + tl.cumsum(chosen, axis=0) - 1
-        tl.store(target, tl.broadcast_to(x[:, None], (ROWS, 32)), mask=chosen > 0)
-        begin += tl.sum(chosen, axis=0)
+        pairs = (packed[:, None] >> low[None, :]) & 0x10001
+        place = begin[None, :, :] + halves(tl.cumsum(pairs, axis=0), half) - 1
+        target = listed_ptr + head * budget + place
+        tl.store(target, tl.broadcast_to(x[:, None, None], (ROWS, 2, 16)), mask=halves(pairs, half) > 0)
+        begin += halves(tl.sum(pairs, axis=0), half)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -505,7 +513,7 @@ def select(
         drops, peaks, rest, counts, means[2], tally, threshold,
         chosen.bits, words, chosen.starts, chosen.listed, chosen.peaks, mass, sums, chosen.weights, side, tiles, budget,
         FULL=full, **order, ROWS=rows, CHUNK=min(FINISH[0], side), BLOCK_D=width, **kinds,
-        num_warps=FINISH[1], num_stages=1,
+        num_warps=FINISH[1], num_stages=2,
     )  # fmt: skip
     return chosen, (mass, sums)
 
@@ -520,9 +528,9 @@ def transpose(chosen: Selection) -> tuple[Tensor, Tensor]:
     """Starts (B·H, P + 1) and lists (B·H, m) of the x refined for each y."""
     starts, listed = torch.empty_like(chosen.starts), torch.empty_like(chosen.listed)
     sequences, side, words = chosen.bits.shape
-    rows = min(128, side)
+    rows = min(512, side)
     columns_kernel[(sequences * words,)](
         chosen.bits, chosen.words, starts, listed, side, listed.shape[1],
-        BLOCK_W=triton.next_power_of_2(words), ROWS=rows, num_warps=rows // 32,
+        BLOCK_W=triton.next_power_of_2(words), ROWS=rows, num_warps=max(1, rows // 64),
     )  # fmt: skip
     return starts, listed

@@ -6,7 +6,8 @@ from torch import Tensor
 from kernels.common.launch import block_dim, state_dtype, unit_last_stride
 from kernels.common.ops import register_op
 from kernels.mra import triton, triton_backward
-from kernels.mra.triton_select import padded, weights_like
+from kernels.mra.triton_lists import weights_like
+from kernels.mra.triton_pool import padded
 
 
 def _forward(

@@ -24,21 +24,20 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
-from kernels.mra.triton_select import LOG2E, Selection, select
+from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows, widened
+from kernels.mra.triton_lists import select
 
 UNSEEN = tl.constexpr(1e30)
 """Log-mass of a query that sees no key, and of padding: it takes every weight to zero."""
 
 
 class Walk(NamedTuple):
-    """How a pass over lists of blocks is launched: tokens gathered a step, warps of a program, stages of the loads.
+    """How a pass over lists of blocks is launched: warps of a program, stages of the loads.
 
     registers   of a thread, at most, for bf16 without padding (else it would spill); 0: no limit. Programs are short
                 and wait for their gathers, so that many should be resident
     """
 
-    tokens: int
     warps: int
     stages: int
     registers: int = 0
@@ -49,45 +48,28 @@ class Walk(NamedTuple):
 
 
 # By padded head dimension.
-ATTEND = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 128), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+ATTEND = {16: Walk(1, 3), 32: Walk(2, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
 
 
 @triton.jit
-def gathered_tokens(listed_ptr, slot, last, BLOCK: tl.constexpr, TOKENS: tl.constexpr):
-    """Tokens of the TOKENS // BLOCK blocks listed from `slot`, and which of them come before the end of the list.
-
-    Behind the end the last block comes again, so that every token exists.
-    """
-    offset = tl.arange(0, TOKENS)
-    slots = slot + offset // BLOCK
-    block = tl.load(listed_ptr + tl.minimum(slots, last - 1))
-    return block.to(tl.int64) * BLOCK + offset % BLOCK, slots < last
+def listed_block(listed_ptr, slot, last):
+    """The block listed at `slot`, 0 behind the end of the list."""
+    return tl.load(listed_ptr + slot, mask=slot < last, other=0)
 
 
 @triton.jit
-def gather_rows(ptr, stride_n, token, keep, DENSE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows `token` of a head, zero where not `keep`, which with DENSE nobody asks, and in columns of padding."""
-    offset_d = tl.arange(0, BLOCK_D)
-    position = ptr + token[:, None] * stride_n + offset_d[None, :]
-    if DENSE and HEAD_DIM == BLOCK_D:
-        return tl.load(position)
-    elif DENSE:
-        return tl.load(position, mask=(offset_d < HEAD_DIM)[None, :], other=0.0)
-    elif HEAD_DIM == BLOCK_D:
-        return tl.load(position, mask=keep[:, None], other=0.0)
-    else:
-        return tl.load(position, mask=keep[:, None] & (offset_d < HEAD_DIM)[None, :], other=0.0)
-
-
-@triton.jit
-def real_gathered(mask_ptr, mask_n, token, listed, length, DENSE: tl.constexpr, HAS_MASK: tl.constexpr):
-    """Which gathered tokens count."""
+def real_listed(mask_ptr, mask_n, start, length, offset_n, DENSE: tl.constexpr, HAS_MASK: tl.constexpr):
+    """Which tokens of a listed block count; with DENSE all, which costs the loads no mask."""
     if DENSE:
-        return listed
-    keep = listed & (token < length)
-    if HAS_MASK:
-        keep = keep & (tl.load(mask_ptr + token * mask_n, mask=keep, other=0) != 0)
-    return keep
+        return tl.full(offset_n.shape, True, tl.int1)
+    else:
+        return real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+
+
+@triton.jit
+def operand(x, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile of a program's own block, in registers for the products of all its steps."""
+    return widened(x, BLOCK_D, COMPUTE, OPERAND, PRECISION).to(OPERAND)
 
 
 @triton.jit
@@ -99,7 +81,7 @@ def attend_kernel(
     start_ptr, listed_ptr, coarse_peak_ptr, coarse_mass_ptr, coarse_sum_ptr,
     out_ptr, out_b, out_h, out_n,
     log_mass_ptr, length, num_heads, num_blocks, side, budget,
-    FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +97,7 @@ def attend_kernel(
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
     real = real_rows(mask_ptr, mask_n, x * BLOCK, length, offset_n, HAS_MASK)
     q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, x * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
-    slot = tl.load(start_ptr + head * (side + 1) + x)
+    first = tl.load(start_ptr + head * (side + 1) + x)
     last = tl.load(start_ptr + head * (side + 1) + x + 1)
     peak, mass = tl.full((BLOCK,), NEVER, COMPUTE), tl.zeros((BLOCK,), COMPUTE)
     total = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
@@ -124,11 +106,14 @@ def attend_kernel(
         peak = tl.zeros((BLOCK,), COMPUTE) + tl.load(coarse_peak_ptr + row)
         mass += tl.load(coarse_mass_ptr + row)
         total += tl.load(coarse_sum_ptr + row * BLOCK_D + offset_d)[None, :]
-    for first in range(slot, last, TOKENS // BLOCK):
-        token, listed = gathered_tokens(listed_ptr, first, last, BLOCK, TOKENS)
-        keep = real_gathered(mask_ptr, mask_n, token, listed, length, DENSE, HAS_MASK)
-        k = gather_rows(k_ptr, k_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
-        v = gather_rows(v_ptr, v_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
+    q = operand(q, BLOCK_D, COMPUTE, OPERAND, PRECISION)
+    y = listed_block(listed_ptr, first, last)
+    for slot in range(first, last):
+        following = listed_block(listed_ptr, slot + 1, last)
+        keep = real_listed(mask_ptr, mask_n, y * BLOCK, length, offset_n, DENSE, HAS_MASK)
+        k = load_rows(k_ptr, k_n, y * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
+        v = load_rows(v_ptr, v_n, y * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
+        y = following
         logits = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION)
         logits = tl.where(keep[None, :], logits, -float("inf"))
         higher = tl.maximum(peak, tl.max(logits, axis=1) * SCALE)
@@ -167,10 +152,7 @@ def forward(
     attend_kernel[(batch * heads * num_blocks,)](
         q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), chosen.starts, chosen.listed,
         chosen.peaks, *coarse, out, *strides(out), log_mass, length, heads, num_blocks, chosen.counts.shape[1], budget,
-        FULL=full, HAS_MASK=key_mask is not None, DENSE=dense, BLOCK=block_size, TOKENS=max(walk.tokens, block_size),
+        FULL=full, HAS_MASK=key_mask is not None, DENSE=dense, BLOCK=block_size,
         HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options(q.dtype, dense),
     )  # fmt: skip
     return out, log_mass, *chosen
-
-
-__all__ = ["Selection", "forward"]

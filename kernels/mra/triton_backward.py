@@ -23,14 +23,15 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, strides
-from kernels.common.tiles import load_rows, place, product, real_rows, store_rows
-from kernels.mra.triton import UNSEEN, Walk, gather_rows, gathered_tokens, is_dense, real_gathered
-from kernels.mra.triton_select import LOG2E, Selection, fill_rows, load_means, transpose
+from kernels.common.tiles import LOG2E, load_rows, place, product, real_rows, store_rows
+from kernels.mra.triton import Walk, is_dense, listed_block, operand, real_listed
+from kernels.mra.triton_lists import Selection, transpose
+from kernels.mra.triton_pool import fill_rows, load_means
 
 # By padded head dimension.
-QUERIES = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5, 136), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+QUERIES = {16: Walk(1, 3), 32: Walk(2, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
 COARSE = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (32, 32, 4, 2)}
-KEYS = {16: Walk(32, 1, 5), 32: Walk(32, 1, 5), 64: Walk(32, 2, 5), 128: Walk(32, 4, 3)}
+KEYS = {16: Walk(1, 3), 32: Walk(2, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
 
 
 @triton.jit
@@ -116,7 +117,7 @@ def queries_kernel(
     start_ptr, listed_ptr, log_mass_ptr, delta_ptr, coarse_ptr,
     grad_q_ptr, gq_b, gq_h, gq_n,
     length, num_heads, num_blocks, side, budget,
-    FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -135,14 +136,17 @@ def queries_kernel(
     grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, x * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
     row = (head * num_blocks + x) * BLOCK + offset_n
     log_mass, delta = tl.load(log_mass_ptr + row), tl.load(delta_ptr + row)
-    slot = tl.load(start_ptr + head * (side + 1) + x)
+    first = tl.load(start_ptr + head * (side + 1) + x)
     last = tl.load(start_ptr + head * (side + 1) + x + 1)
     grad_q = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
-    for first in range(slot, last, TOKENS // BLOCK):
-        token, listed = gathered_tokens(listed_ptr, first, last, BLOCK, TOKENS)
-        keep = real_gathered(mask_ptr, mask_n, token, listed, length, DENSE, HAS_MASK)
-        k = gather_rows(k_ptr, k_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
-        v = gather_rows(v_ptr, v_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
+    q, grad = operand(q, BLOCK_D, COMPUTE, OPERAND, PRECISION), operand(grad, BLOCK_D, COMPUTE, OPERAND, PRECISION)
+    y = listed_block(listed_ptr, first, last)
+    for slot in range(first, last):
+        following = listed_block(listed_ptr, slot + 1, last)
+        keep = real_listed(mask_ptr, mask_n, y * BLOCK, length, offset_n, DENSE, HAS_MASK)
+        k = load_rows(k_ptr, k_n, y * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
+        v = load_rows(v_ptr, v_n, y * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
+        y = following
         logits = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION)
         weights = tl.where(keep[None, :], tl.exp2(logits * SCALE - log_mass[:, None]), 0.0)
         reading = product(grad, tl.trans(v), COMPUTE, OPERAND, PRECISION)
@@ -166,7 +170,7 @@ def keys_kernel(
     grad_k_ptr, gk_b, gk_h, gk_n,
     grad_v_ptr, gv_b, gv_h, gv_n,
     length, num_heads, num_blocks, side, budget,
-    FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    FULL: tl.constexpr, HAS_MASK: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -185,17 +189,19 @@ def keys_kernel(
     real = real_rows(mask_ptr, mask_n, y * BLOCK, length, offset_n, HAS_MASK)
     k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, y * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
     v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, y * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
-    slot = tl.load(start_ptr + head * (side + 1) + y)
+    first = tl.load(start_ptr + head * (side + 1) + y)
     last = tl.load(start_ptr + head * (side + 1) + y + 1)
     grad_k, grad_v = tl.zeros((BLOCK, BLOCK_D), COMPUTE), tl.zeros((BLOCK, BLOCK_D), COMPUTE)
-    for first in range(slot, last, TOKENS // BLOCK):
-        token, listed = gathered_tokens(listed_ptr, first, last, BLOCK, TOKENS)
-        keep = real_gathered(mask_ptr, mask_n, token, listed, length, DENSE, HAS_MASK)
-        q = gather_rows(q_ptr, q_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
-        grad = gather_rows(grad_ptr, grad_n, token, keep, DENSE, HEAD_DIM, BLOCK_D)
+    k, v = operand(k, BLOCK_D, COMPUTE, OPERAND, PRECISION), operand(v, BLOCK_D, COMPUTE, OPERAND, PRECISION)
+    x = listed_block(listed_ptr, first, last)
+    for slot in range(first, last):
+        following = listed_block(listed_ptr, slot + 1, last)
+        keep = real_listed(mask_ptr, mask_n, x * BLOCK, length, offset_n, DENSE, HAS_MASK)
+        q = load_rows(q_ptr, q_n, x * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
+        grad = load_rows(grad_ptr, grad_n, x * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
         # Rows of padding may hold anything here: nothing of them is stored.
-        log_mass = tl.where(listed, tl.load(log_mass_ptr + token), UNSEEN)
-        delta = tl.load(delta_ptr + token)
+        log_mass, delta = tl.load(log_mass_ptr + x * BLOCK + offset_n), tl.load(delta_ptr + x * BLOCK + offset_n)
+        x = following
         logits = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION)
         weights = tl.exp2(logits * SCALE - log_mass[None, :])
         grad_v += product(weights, grad, COMPUTE, OPERAND, PRECISION)
@@ -271,11 +277,11 @@ def backward(
     keys_kernel[grid](
         *inputs, starts, listed, log_mass, delta, coarse[1], coarse[2],
         grad_k, *strides(grad_k), grad_v, *strides(grad_v), *sizes,
-        TOKENS=max(walk.tokens, block_size), **constants, **walk.options(q.dtype, dense),
+        **constants, **walk.options(q.dtype, dense),
     )  # fmt: skip
     walk = QUERIES[width]
     queries_kernel[grid](
         *inputs, chosen.starts, chosen.listed, log_mass, delta, coarse[0], grad_q, *strides(grad_q), *sizes,
-        TOKENS=max(walk.tokens, block_size), **constants, **walk.options(q.dtype, dense),
+        **constants, **walk.options(q.dtype, dense),
     )  # fmt: skip
     return grad_q, grad_k, grad_v

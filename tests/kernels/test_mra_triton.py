@@ -50,7 +50,7 @@ def selections(q: Tensor, k: Tensor, mask: Tensor | None, block_size: int, block
     """The same, from the lists of query blocks and from those of key blocks."""
     from kernels.mra import ops
     from kernels.mra.triton_backward import transpose
-    from kernels.mra.triton_select import Selection
+    from kernels.mra.triton_lists import Selection
 
     blocks = -(-q.shape[2] // block_size)
     budget = min(blocks_per_row * blocks, blocks**2)
@@ -110,8 +110,9 @@ def test_output_and_gradients_are_those_of_the_definition_in_float64(case):
     ],
 )
 def test_selection_is_that_of_the_reference(length, blocks_per_row, kind, priors, side, device, monkeypatch):
-    """side = 0 takes short sequences the way of long ones."""
+    """side = 0 takes short sequences the way of long ones, and more candidates than a program holds."""
     monkeypatch.setattr("kernels.mra.triton_select.PAIRS", side * side)
+    monkeypatch.setattr("kernels.mra.triton_select.CANDIDATES", 64)
     block_size = 16
     q, k, _ = (x.to(device, torch.float32) for x in qkv(1 if kind is None else 2, 1, length, 8))
     mask = None if kind is None else padding(2, length, kind=kind).to(device)

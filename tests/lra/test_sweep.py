@@ -11,11 +11,11 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+import run as entry
 from cells import TINY, records, tiny
 from records import record as made
 from records import store
 
-import run as entry
 from lra import launcher, provenance
 from lra.launcher import Job
 from lra.record import FILENAME, Cell, write_json

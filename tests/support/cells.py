@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 
 import run as entry
+
 from lra import cli
 from lra.module import CellModule
 from lra.record import FILENAME, Record, read_record, read_records

@@ -397,7 +397,7 @@ def select_kernel(
     """
     ROW: tl.constexpr = 128 // BITS
     WORDS: tl.constexpr = (K + 31) // 32
-    UNSIGNED: tl.constexpr = tl.uint64 if BITS == 64 else tl.uint32
+    UNSIGNED = tl.uint64 if BITS == 64 else tl.uint32
     head, c = (tl.program_id(0) // K).to(tl.int64), tl.program_id(0) % K
     one, mark, lowest = tl.full((), 1, UNSIGNED), tl.full((), 1, tl.int32) << (c % 32), 0
     for turn in tl.static_range(2 if CAUSAL else 1):

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from kernels.combiner.triton import LOG2E, pool
-from kernels.common.tiles import NEVER, load_rows, place, real_rows
+from kernels.combiner.triton import LOG2E
+from kernels.common.tiles import NEVER, load_rows, place, product, real_rows
 
 SLOTS = tl.constexpr(32)
 """Tiles that a program of a merge reads at once."""
@@ -47,30 +47,71 @@ def level_of(node, leaves, levels):
 
 
 @triton.jit
-def leaves_kernel(
+def load_nodes(ptr, tile, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The nodes of one tile, (T, D')."""
+    position = tl.arange(0, BLOCK_N)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    return tl.load(ptr + tile * (BLOCK_N * BLOCK_D) + position)
+
+
+@triton.jit
+def pool_nodes(
+    x, real, node_ptr, tie_ptr, columns, LEVELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Maximum over the real rows of each node of one tile, zero without any, and the rows that hold it, at least one.
+
+    Both are stored, in heap order, up to column `columns`; those of the root are returned, (D').
+    """
+    offset_d = tl.arange(0, BLOCK_D)[None, :]
+    exists = offset_d < columns
+    highest = tl.where(real[:, None], x, float("-inf"))
+    ties = tl.where(real[:, None] & (offset_d >= 0), 1.0, 0.0).to(COMPUTE)
+    tl.store(node_ptr + offset_d, tl.zeros((1, BLOCK_D), node_ptr.dtype.element_ty), mask=exists)  # node 0 is none
+    tl.store(tie_ptr + offset_d, tl.full((1, BLOCK_D), 1, tl.uint8), mask=exists)
+    for level in tl.static_range(1, LEVELS + 1):
+        pairs = tl.reshape(highest, (BLOCK_N >> level, 2, BLOCK_D))
+        highest = tl.max(pairs, axis=1)
+        ties = tl.reshape(ties, (BLOCK_N >> level, 2, BLOCK_D))
+        ties = tl.sum(tl.where(pairs == highest[:, None, :], ties, 0.0), axis=1)
+        node = ((BLOCK_N >> level) + tl.arange(0, BLOCK_N >> level))[:, None] * BLOCK_D + offset_d
+        pooled = tl.where(highest == float("-inf"), 0.0, highest)
+        tl.store(node_ptr + node, pooled.to(node_ptr.dtype.element_ty), mask=exists)
+        tl.store(tie_ptr + node, tl.maximum(ties, 1.0).to(tl.uint8), mask=exists)
+    return tl.reshape(pooled, (BLOCK_D,)), tl.reshape(tl.maximum(ties, 1.0), (BLOCK_D,))
+
+
+@triton.jit
+def nodes_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
     mask_ptr, mask_b, mask_n,
+    node_ptr, tie_ptr,  # q̂, k̂ of the tiles (2, B·H, tiles, T, D'), rows that hold them (the same)
     pooled_ptr, count_ptr, bias_ptr,  # q̂, k̂ (2, B·H, 2P, D'), rows that hold them (the same), bias (B·H, 2P)
-    length, num_heads, leaves, plane,
-    HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    length, num_heads, tiles, leaves, plane, node_plane,
+    HAS_MASK: tl.constexpr, LEVELS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """q̂ and k̂ of one tile; also of those behind the end, which hold no token."""
+    """q̂ and k̂ of all nodes of one tile; also of those behind the end, which are leaves without tokens."""
     b, h, tile = place(tl.program_id(0), num_heads, leaves)
-    wide_h, start = h.to(tl.int64), tile * BLOCK_N
+    wide_h, head, start = h.to(tl.int64), b * num_heads + h, tile * BLOCK_N
     offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK)
     q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
     k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    node = (b * num_heads + h) * 2 * leaves + leaves + tile
-    asking, asking_share = pool(q, real, COMPUTE)
-    key, key_share = pool(k, real, COMPUTE)
-    tl.store(pooled_ptr + node * BLOCK_D + offset_d, asking)
-    tl.store(pooled_ptr + plane + node * BLOCK_D + offset_d, key)
-    tl.store(count_ptr + node * BLOCK_D + offset_d, 1.0 / asking_share)
-    tl.store(count_ptr + plane + node * BLOCK_D + offset_d, 1.0 / key_share)
+    node_ptr += (head * tiles + tile) * (BLOCK_N * BLOCK_D)
+    tie_ptr += (head * tiles + tile) * (BLOCK_N * BLOCK_D)
+    columns = tl.where(tile < tiles, BLOCK_D, 0)  # those behind the end have no place
+    asking, asking_ties = pool_nodes(q, real, node_ptr, tie_ptr, columns, LEVELS, BLOCK_N, BLOCK_D, COMPUTE)
+    key, key_ties = pool_nodes(
+        k, real, node_ptr + node_plane, tie_ptr + node_plane, columns, LEVELS, BLOCK_N, BLOCK_D, COMPUTE
+    )
+    leaf = (head * 2 * leaves + leaves + tile) * BLOCK_D + offset_d
+    tl.store(pooled_ptr + leaf, asking)
+    tl.store(pooled_ptr + plane + leaf, key)
+    tl.store(count_ptr + leaf, asking_ties)
+    tl.store(count_ptr + plane + leaf, key_ties)
     some = tl.max(real.to(tl.int32), axis=0)
-    tl.store(bias_ptr + node, tl.where(some > 0, 0.0, NEVER))
+    tl.store(bias_ptr + head * 2 * leaves + leaves + tile, tl.where(some > 0, 0.0, NEVER))
 
 
 @triton.jit
@@ -104,31 +145,58 @@ def pool_kernel(
 
 
 @triton.jit
+def path(ptr, base, node, levels, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of one node a level, (BLOCK_E, D'), zero above the last level; `ptr` has (2P, D') a head."""
+    position = (base + node)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    return tl.load(ptr + position, mask=(tl.arange(0, BLOCK_E) < levels)[:, None], other=0.0)
+
+
+@triton.jit
+def siblings(leaf, levels, bias_ptr, CAUSAL: tl.constexpr, BLOCK_E: tl.constexpr):
+    """The siblings of a leaf and of its ancestors, and the bias with which the queries of the leaf see them."""
+    level = tl.arange(0, BLOCK_E)
+    node = leaf >> level
+    bias = tl.load(bias_ptr + (node ^ 1), mask=level < levels, other=NEVER)
+    if CAUSAL:
+        bias = tl.where((node ^ 1) < node, bias, NEVER)
+    return node ^ 1, bias
+
+
+@triton.jit
 def shares_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,
     mask_ptr, mask_b, mask_n,
     pooled_ptr, peak_ptr, mass_ptr, value_ptr,  # q̂; slots (B·H, tiles, levels), with D'
     length, num_heads, tiles, leaves, levels,
-    HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What one tile has in the softmax of every ancestor, itself the first."""
     b, h, tile = place(tl.program_id(0), num_heads, tiles)
     wide_h, head, start = h.to(tl.int64), b * num_heads + h, tile * BLOCK_N
-    offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    offset_n, level = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_E)
     real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK)
-    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    for e in range(levels):
-        node = (leaves + tile) >> e
-        asking = tl.load(pooled_ptr + (head * 2 * leaves + node) * BLOCK_D + offset_d)
-        logits = tl.where(real, tl.sum(k * asking[None, :], axis=1) * (HEAD_DIM**-0.5 * LOG2E), NEVER)
-        peak = tl.max(logits, axis=0)
-        weights = tl.where(real, tl.exp2(logits - peak), 0.0)
-        slot = (head * tiles + tile) * levels + e
-        tl.store(peak_ptr + slot, peak)
-        tl.store(mass_ptr + slot, tl.sum(weights, axis=0))
-        tl.store(value_ptr + slot * BLOCK_D + offset_d, tl.sum(weights[:, None] * v, axis=0))
+    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
+    asking = path(pooled_ptr, head * 2 * leaves, (leaves + tile) >> level, levels, BLOCK_E, BLOCK_D)
+    logits = product(asking, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
+    logits = tl.where(real[None, :], logits, NEVER)
+    peak = tl.max(logits, axis=1)
+    weights = tl.where(real[None, :], tl.exp2(logits - peak[:, None]), 0.0)
+    slot = (head * tiles + tile) * levels + level
+    tl.store(peak_ptr + slot, peak, mask=level < levels)
+    tl.store(mass_ptr + slot, tl.sum(weights, axis=1), mask=level < levels)
+    value = product(weights, v, COMPUTE, OPERAND, PRECISION)
+    store_path(value_ptr, (head * tiles + tile) * levels, value, levels, BLOCK_E, BLOCK_D)
+
+
+@triton.jit
+def store_path(ptr, slot, x, levels, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr):
+    """One row a level to the slots of a tile, from `slot` on."""
+    level = tl.arange(0, BLOCK_E)
+    position = (slot + level)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    tl.store(ptr + position, x, mask=(level < levels)[:, None])
 
 
 @triton.jit
@@ -185,16 +253,6 @@ def merge_gradients_kernel(
 
 
 @triton.jit
-def upper_sibling(node, bias_ptr, CAUSAL: tl.constexpr):
-    """The sibling of a node and the bias with which the queries below the node see it."""
-    other = node ^ 1
-    bias = tl.load(bias_ptr + other)
-    if CAUSAL:
-        bias = tl.where(other < node, bias, NEVER)
-    return other, bias
-
-
-@triton.jit
 def upper_gradients_kernel(
     q_ptr, q_b, q_h, q_n,
     out_ptr, out_b, out_h, out_n,
@@ -205,42 +263,48 @@ def upper_gradients_kernel(
     grad_key_ptr, grad_value_ptr,  # slots (B·H, tiles, levels, D')
     length, num_heads, tiles, leaves, levels,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """δ of one tile of queries, and what they pass to k̂ / τ and h of the siblings of every ancestor."""
     b, h, tile = place(tl.program_id(0), num_heads, tiles)
     wide_h, head, start = h.to(tl.int64), b * num_heads + h, tile * BLOCK_N
-    row, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    row, base = tl.arange(0, BLOCK_N), head * 2 * leaves
     real, keep = real_rows(mask_ptr + b * mask_b, mask_n, start, length, row, HAS_MASK), start + row < length
-    q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    out = load_rows(out_ptr + b * out_b + wide_h * out_h, out_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
+    q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, row, real, HEAD_DIM, BLOCK_D)
+    out = load_rows(out_ptr + b * out_b + wide_h * out_h, out_n, start, row, real, HEAD_DIM, BLOCK_D)
+    grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, start, row, real, HEAD_DIM, BLOCK_D)
     norm = tl.load(norm_ptr + head * length + start + row, mask=keep, other=-NEVER)
-    delta = tl.sum(grad * out, axis=1)
+    delta = tl.sum(grad.to(COMPUTE) * out.to(COMPUTE), axis=1)
     tl.store(delta_ptr + head * length + start + row, delta, mask=keep)
-    base = head * 2 * leaves
-    for e in range(levels):
-        other, bias = upper_sibling((leaves + tile) >> e, bias_ptr + base, CAUSAL)
-        key = tl.load(pooled_ptr + (base + other) * BLOCK_D + offset_d)
-        value = tl.load(value_ptr + (base + other) * BLOCK_D + offset_d)
-        weight = tl.exp2(tl.sum(q * key[None, :], axis=1) * (HEAD_DIM**-0.5 * LOG2E) + bias - norm)
-        grad_logits = weight * (tl.sum(grad * value[None, :], axis=1) - delta)
-        slot = ((head * tiles + tile) * levels + e) * BLOCK_D + offset_d
-        tl.store(grad_key_ptr + slot, tl.sum(grad_logits[:, None] * q, axis=0))
-        tl.store(grad_value_ptr + slot, tl.sum(weight[:, None] * grad, axis=0))
+    other, bias = siblings(leaves + tile, levels, bias_ptr + base, CAUSAL, BLOCK_E)
+    key = path(pooled_ptr, base, other, levels, BLOCK_E, BLOCK_D)
+    value = path(value_ptr, base, other, levels, BLOCK_E, BLOCK_D)
+    logits = product(key, tl.trans(q), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2E) + bias[:, None]
+    weights = tl.exp2(logits - norm[None, :])
+    grad_logits = weights * (product(value, tl.trans(grad), COMPUTE, OPERAND, PRECISION) - delta[None, :])
+    slot = (head * tiles + tile) * levels
+    grad_key = product(grad_logits, q, COMPUTE, OPERAND, PRECISION)
+    store_path(grad_key_ptr, slot, grad_key, levels, BLOCK_E, BLOCK_D)
+    grad_value = product(weights, grad, COMPUTE, OPERAND, PRECISION)
+    store_path(grad_value_ptr, slot, grad_value, levels, BLOCK_E, BLOCK_D)
 
 
 @triton.jit
-def ancestor(
-    k, v, real, base, node, pooled_ptr, value_ptr, norm_ptr, grad_value_ptr, BLOCK_D: tl.constexpr, SCALE: tl.constexpr,
+def upper_shares(
+    k, v, real, base, node, levels, pooled_ptr, value_ptr, norm_ptr, grad_value_ptr,
+    SCALE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """q̂ and dh of a node, and for the rows of one of its tiles their shares a_j and ds_j / τ."""
-    at = (base + node) * BLOCK_D + tl.arange(0, BLOCK_D)
-    asking, grad_value = tl.load(pooled_ptr + at), tl.load(grad_value_ptr + at)
-    inner = tl.sum(grad_value * tl.load(value_ptr + at), axis=0)
-    logits = tl.where(real, tl.sum(k * asking[None, :], axis=1) * SCALE, NEVER)
-    share = tl.exp2(logits - tl.load(norm_ptr + base + node))
-    return asking, grad_value, share, share * (tl.sum(v * grad_value[None, :], axis=1) - inner)
+    """Shares a_j of the tokens of one tile in its ancestors, (BLOCK_E, T), q̂ and dh of these, and ds_j / τ."""
+    asking = path(pooled_ptr, base, node, levels, BLOCK_E, BLOCK_D)
+    grad_value = path(grad_value_ptr, base, node, levels, BLOCK_E, BLOCK_D)
+    inner = tl.sum(grad_value * path(value_ptr, base, node, levels, BLOCK_E, BLOCK_D), axis=1)
+    norm = tl.load(norm_ptr + base + node, mask=tl.arange(0, BLOCK_E) < levels, other=-NEVER)
+    logits = tl.where(real[None, :], product(asking, tl.trans(k), COMPUTE, OPERAND, PRECISION) * SCALE, NEVER)
+    share = tl.exp2(logits - norm[:, None])
+    grad_share = product(grad_value, tl.trans(v), COMPUTE, OPERAND, PRECISION)
+    return share, asking, grad_value, share * (grad_share - inner[:, None])
 
 
 @triton.jit
@@ -251,20 +315,19 @@ def asking_gradients_kernel(
     pooled_ptr, value_ptr, norm_ptr, grad_value_ptr,  # q̂, h, norm, dh (B·H, 2P, D') or without D'
     slot_ptr,  # (B·H, tiles, levels, D')
     length, num_heads, tiles, leaves, levels,
-    HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What one tile of keys passes to q̂ / τ of every ancestor."""
     b, h, tile = place(tl.program_id(0), num_heads, tiles)
     wide_h, head, start = h.to(tl.int64), b * num_heads + h, tile * BLOCK_N
-    row, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    row, node = tl.arange(0, BLOCK_N), (leaves + tile) >> tl.arange(0, BLOCK_E)
     real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, row, HAS_MASK)
-    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, row, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    base = head * 2 * leaves
-    for e in range(levels):
-        _, _, _, grad_share = ancestor(
-            k, v, real, base, (leaves + tile) >> e, pooled_ptr, value_ptr, norm_ptr, grad_value_ptr,
-            BLOCK_D, HEAD_DIM**-0.5 * LOG2E,
-        )  # fmt: skip
-        slot = ((head * tiles + tile) * levels + e) * BLOCK_D + offset_d
-        tl.store(slot_ptr + slot, tl.sum(grad_share[:, None] * k, axis=0))
+    k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, row, real, HEAD_DIM, BLOCK_D)
+    v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, row, real, HEAD_DIM, BLOCK_D)
+    _share, _asking, _grad, grad_share = upper_shares(
+        k, v, real, head * 2 * leaves, node, levels, pooled_ptr, value_ptr, norm_ptr, grad_value_ptr,
+        HEAD_DIM**-0.5 * LOG2E, BLOCK_E, BLOCK_D, COMPUTE, OPERAND, PRECISION,
+    )  # fmt: skip
+    grad_asking = product(grad_share, k, COMPUTE, OPERAND, PRECISION)
+    store_path(slot_ptr, (head * tiles + tile) * levels, grad_asking, levels, BLOCK_E, BLOCK_D)

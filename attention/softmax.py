@@ -76,5 +76,9 @@ def tiles(key_mask: Tensor) -> BlockMask:
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Of each row of tiles: how many key tiles are chosen, and all key tiles, the chosen ones first."""
-    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
-    return chosen.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
+    # By counting, not sorting: it is as quick, and a sort that torch 2.11 compiled for three tiles put them wrongly.
+    count, earlier = chosen.sum(-1, keepdim=True), chosen.cumsum(-1)
+    tile = torch.arange(chosen.shape[-1], device=chosen.device).expand_as(chosen)
+    place = torch.where(chosen, earlier - 1, count + tile - earlier)
+    order = torch.empty_like(place).scatter_(-1, place, tile)
+    return count.squeeze(-1).int()[:, None], order.int()[:, None]

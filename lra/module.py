@@ -123,6 +123,11 @@ class CellModule(LightningModule):
     def train_dataloader(self) -> "Intervals":
         return Intervals(self)
 
+    def on_train_start(self) -> None:
+        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # pyright: ignore[reportAttributeAccessIssue]
+            if torch.is_tensor(group["lr"]):  # read from a checkpoint it lies on the CPU, where a replay never looks
+                group["lr"] = group["lr"].to(self.device)
+
     def on_train_epoch_start(self) -> None:
         own = () if self.global_rank == 0 else (self.global_rank,)
         seed_all(self.seed, "dropout", self.step, *own)

@@ -19,7 +19,7 @@ def _forward(
         q.new_empty((), dtype=dtype),
         q.new_empty(batch * heads * count, width, width, dtype=dtype),
         q.new_empty(batch * heads * count, 3, width, dtype=dtype),
-        q.new_empty(batch * heads, length, dtype=torch.uint8),
+        q.new_empty(batch * heads, length, dtype=torch.int32),
         q.new_empty(heads, 1 << (count - 1).bit_length(), dtype=dtype),
     )
 

@@ -21,15 +21,20 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 
 
 class Config(NamedTuple):
-    """How a pass over tokens is launched: rows of a tile, warps of a program, stages of the load pipeline."""
+    """How a pass over tokens is launched: rows of a tile, warps of a program, stages of the load pipeline.
+
+    `registers` is the most that a thread may hold, where fewer than it would like let more programs run side by side.
+    """
 
     rows: int
     warps: int
     stages: int
+    registers: int | None = None
 
     @property
     def options(self) -> dict[str, int]:
-        return dict(num_warps=self.warps, num_stages=self.stages)
+        limit = {} if self.registers is None else dict(maxnreg=self.registers)
+        return dict(num_warps=self.warps, num_stages=self.stages, **limit)
 
     def fit(self, rates: tuple[int, ...]) -> "Config":
         """The same with tiles at least as long as every window, which must lie in one."""

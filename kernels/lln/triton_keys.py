@@ -23,7 +23,14 @@ from torch import Tensor
 
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import NEVER, exponential, load_rows, place, product, real_rows, store_rows, widened
-from kernels.lln.triton_windows import window_counts, window_spread, window_starts, window_sums, windows
+from kernels.lln.triton_windows import (
+    shares_of_windows,
+    window_shares,
+    window_spread,
+    window_starts,
+    window_sums,
+    windows,
+)  # fmt: skip
 
 # By padded head dimension. Fixed, never tuned at run time: a choice by length would re-tune in the middle of training.
 SUMMARY = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 2)}
@@ -45,7 +52,7 @@ ONES = tl.constexpr(16)
 
 @triton.jit
 def highest_logits(
-    k_ptr, k_n, mask_ptr, mask_n, beta_ptr, first, last, length,
+    k_ptr, k_n, mask_ptr, mask_n, share_ptr, share_r, beta_ptr, first, last, length,
     LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -59,8 +66,11 @@ def highest_logits(
         higher = ()
         for r in tl.static_range(R):
             sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
-            count = window_counts(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
-            share, none = 1.0 / tl.maximum(count, 1).to(COMPUTE), tl.where(count > 0, 0.0, NEVER).to(COMPUTE)
+            share = window_shares(
+                mask_ptr, mask_n, share_ptr + r * share_r, start, length,
+                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE,
+            )  # fmt: skip
+            none = tl.where(share > 0, 0.0, NEVER).to(COMPUTE)
             fused = sums * share[:, None] + none[:, None]
             fused = tl.reshape(fused, (max(PHASES // LEVELS[r + 1], 1), BLOCK_N // max(LEVELS[r + 1], PHASES), BLOCK_D))
             higher = higher + (tl.maximum(peaks[r], tl.max(fused, axis=0)),)
@@ -77,6 +87,7 @@ def summarise_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,
     mask_ptr, mask_b, mask_n,
+    share_ptr, share_r, share_b,
     beta_ptr,  # (R,)
     peak_ptr, mass_ptr, context_ptr,  # slots (B·H, R, splits, …)
     length, num_heads, splits, chunk,
@@ -94,9 +105,10 @@ def summarise_kernel(
     k_ptr += b * k_b + h.to(tl.int64) * k_h
     v_ptr += b * v_b + h.to(tl.int64) * v_h
     mask_ptr += b * mask_b
+    share_ptr += b * share_b
     first, last = part * chunk, tl.minimum((part + 1) * chunk, length)
     peaks = highest_logits(
-        k_ptr, k_n, mask_ptr, mask_n, beta_ptr, first, last, length,
+        k_ptr, k_n, mask_ptr, mask_n, share_ptr, share_r, beta_ptr, first, last, length,
         LEVELS, ORDER, R, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
     )  # fmt: skip
     offset_n, offset_d = window_starts(1, BLOCK_N, PHASES), tl.arange(0, BLOCK_D)
@@ -113,16 +125,19 @@ def summarise_kernel(
         new_masses, new_contexts = (), ()
         for r in tl.static_range(R):
             sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
-            count = window_counts(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
-            share = 1.0 / tl.maximum(count, 1).to(COMPUTE)
+            share = window_shares(
+                mask_ptr, mask_n, share_ptr + r * share_r, start, length,
+                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE,
+            )  # fmt: skip
             beta = tl.load(beta_ptr + ORDER[r]).to(COMPUTE)
-            none = tl.where(count > 0, 0.0, NEVER).to(COMPUTE)
+            none = tl.where(share > 0, 0.0, NEVER).to(COMPUTE)
             logits = sums * (share * beta)[:, None] + none[:, None]
-            features = exponential(logits, peaks[r][None, :], PRECISION) * share[:, None]
+            weights = exponential(logits, peaks[r][None, :], PRECISION)
+            features = weights * share[:, None]
             spread = window_spread(features.to(OPERAND), LEVELS[r + 1], 1, BLOCK_N, BLOCK_D, PHASES)
             context = contexts[r] + product(tl.trans(spread), v, COMPUTE, OPERAND, PRECISION)
             if PRECISION == "ieee":  # by fewer and better sums than those of a product
-                mass = masses[r] + tl.sum(features * count.to(COMPUTE)[:, None], axis=0)[:, None]
+                mass = masses[r] + tl.sum(weights, axis=0)[:, None]
             else:  # of the weights as they were rounded
                 mass = masses[r] + product(tl.trans(spread), ones, COMPUTE, OPERAND, PRECISION)
             new_masses, new_contexts = new_masses + (mass,), new_contexts + (context,)
@@ -213,6 +228,7 @@ def keys_backward_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,
     mask_ptr, mask_b, mask_n,
+    share_ptr, share_r, share_b,
     beta_ptr, log_mass_ptr, grad_context_ptr, shift_ptr,  # (R,), (B·H, R, …)
     grad_k_ptr, gk_b, gk_h, gk_n,
     grad_v_ptr, gv_b, gv_h, gv_n,
@@ -231,6 +247,7 @@ def keys_backward_kernel(
     grad_k_ptr += b * gk_b + h.to(tl.int64) * gk_h
     grad_v_ptr += b * gv_b + h.to(tl.int64) * gv_h
     mask_ptr += b * mask_b
+    share_ptr += b * share_b
     state = (b * num_heads + h) * R
     offset_n, offset_d = window_starts(1, BLOCK_N, PHASES), tl.arange(0, BLOCK_D)
     square = offset_d[:, None] * BLOCK_D + offset_d[None, :]
@@ -253,8 +270,10 @@ def keys_backward_kernel(
             scale = tl.load(log_mass_ptr + (summary * 3 + 2) * BLOCK_D + offset_d)
             shift = tl.load(shift_ptr + summary * BLOCK_D + offset_d)
             sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
-            count = window_counts(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
-            share = 1.0 / tl.maximum(count, 1).to(COMPUTE)
+            share = window_shares(
+                mask_ptr, mask_n, share_ptr + r * share_r, start, length,
+                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE,
+            )  # fmt: skip
             weights = key_weights(sums * (share * beta)[:, None], peak, scale, PRECISION) * share[:, None]
             if BLOCK_D <= WIDEST_HELD:
                 grad_context = grad_contexts[r]
@@ -308,7 +327,8 @@ def summarise(
     peak, mass = torch.empty(slots, width, **options), torch.empty(slots, width, **options)
     partial = torch.empty(slots, width, width, **options)
     summarise_kernel[(batch * heads * splits,)](
-        k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), beta, peak, mass, partial,
+        k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), *shares_of_windows(key_mask, rates, k),
+        beta, peak, mass, partial,
         length, heads, splits, chunk, **windows(rates, config),
         HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, **kinds, **config.options,
     )  # fmt: skip
@@ -351,7 +371,8 @@ def keys_backward(
     config = (BACKWARD if rates == (1,) else BACKWARD_RATES)[width].fit(rates)
     splits, chunk = split(length, config.rows, batch * heads)
     keys_backward_kernel[(batch * heads * splits,)](
-        k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), beta, log_mass, grad_context, shift,
+        k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), *shares_of_windows(key_mask, rates, k),
+        beta, log_mass, grad_context, shift,
         grad_k, *strides(grad_k), grad_v, *strides(grad_v), length, heads, splits, chunk, **windows(rates, config),
         HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
         **arithmetic(k.dtype), **config.options,

@@ -26,25 +26,24 @@ from kernels.common.launch import (
 )
 from kernels.common.tiles import load_rows, place, real_rows
 from kernels.lln.moments import SMALLEST_SPREAD
-from kernels.lln.triton_windows import window_counts, window_starts, window_sums, windows, windows_seen
+from kernels.lln.triton_windows import shares_of_windows, window_shares, window_starts, window_sums, windows
 
 TILES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(128, 4, 2), 128: Config(64, 8, 2)}
-TILES_RATES = {16: Config(128, 4, 2), 32: Config(128, 4, 2), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
+TILES_RATES = {16: Config(128, 4, 2), 32: Config(128, 4, 3), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
 
 SLOTS = 1024
 """Partials that the finishing program reads at once."""
 
 
 @triton.jit
-def update(x, present, count, seen, shift, total, square, ROWS: tl.constexpr, GROUPS: tl.constexpr,
+def update(x, present, seen, shift, total, square, ROWS: tl.constexpr, GROUPS: tl.constexpr,
            BLOCK_D: tl.constexpr):  # fmt: skip
     """Count, shift s, Σ(x − s) and Σ(x − s)² of every position after one more tile x, zero where not `present`.
 
-    A position is a column of a row; rows apart by ROWS / GROUPS, `count` of them present, share it. Its shift is the
-    mean of the first tile that holds it, so that the sums do not cancel, and a tile costs a few operations an element
-    and no sum across threads.
+    A position is a column of a row; rows apart by ROWS / GROUPS share it. Its shift is the mean of the first tile that
+    holds it, so that the sums do not cancel, and a tile costs a few operations an element and no sum across threads.
     """
-    count = count.to(x.dtype)
+    count = tl.sum(tl.reshape(tl.where(present, 1.0, 0.0).to(x.dtype), (GROUPS, ROWS // GROUPS)), axis=0)
     first = tl.sum(tl.reshape(x, (GROUPS, ROWS // GROUPS, BLOCK_D)), axis=0)
     first *= (1.0 / tl.maximum(count, 1.0))[:, None]
     shift = tl.where((seen > 0)[:, None], shift, first)
@@ -70,9 +69,10 @@ def store_moments(ptr, slots, seen, shift, total, square, HEAD_DIM: tl.constexpr
 
 @triton.jit
 def tensor_moments(
-    ptr, stride_n, mask_ptr, mask_n, slot_ptr, slots, first, last, length,
+    ptr, stride_n, mask_ptr, mask_n, share_ptr, share_r, slot_ptr, slots, first, last, length,
     LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Moments of the tokens first … last of a head, fused at every rate; stream ORDER[i] is that of LEVELS[i + 1]."""
     offset_n = window_starts(1, BLOCK_N, PHASES)
@@ -81,17 +81,18 @@ def tensor_moments(
         zero = tl.zeros((BLOCK_N // max(LEVELS[r + 1], PHASES), BLOCK_D), COMPUTE)
         seen = seen + (tl.zeros((BLOCK_N // max(LEVELS[r + 1], PHASES),), COMPUTE),)
         shifts, totals, squares = shifts + (zero,), totals + (zero,), squares + (zero,)
-    for start in range(first, last, BLOCK_N):
+    for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         sums = load_rows(ptr, stride_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
         new_seen, new_shifts, new_totals, new_squares = (), (), (), ()
         for r in tl.static_range(R):
             sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
-            tokens = window_counts(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
-            count = windows_seen(mask_ptr, mask_n, start, length, LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES)
-            fused = sums * (1.0 / tl.maximum(tokens, 1).to(COMPUTE))[:, None]
+            share = window_shares(
+                mask_ptr, mask_n, share_ptr + r * share_r, start, length,
+                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE,
+            )  # fmt: skip
             n, shift, total, square = update(
-                fused, tokens > 0, count, seen[r], shifts[r], totals[r], squares[r],
+                sums * share[:, None], share > 0, seen[r], shifts[r], totals[r], squares[r],
                 BLOCK_N // LEVELS[r + 1], max(PHASES // LEVELS[r + 1], 1), BLOCK_D,
             )  # fmt: skip
             new_seen, new_shifts = new_seen + (n,), new_shifts + (shift,)
@@ -107,53 +108,58 @@ def partial_moments_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
     mask_ptr, mask_b, mask_n,
+    share_ptr, share_r, share_b,
     slot_ptr,  # (1 + R, 3, slots): q, then k at each rate
     length, num_heads, splits, chunk, slots,
     LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Moments of one part of a head: of its queries, or, in the second half of programs, of its keys at every rate."""
     pid = tl.program_id(0)
     b, h, part = place(pid, num_heads, splits)
     mask_ptr += b * mask_b
+    share_ptr += b * share_b
     slot_ptr += pid
     first, last = part * chunk, tl.minimum((part + 1) * chunk, length)
     if tl.program_id(1) == 0:
         tensor_moments(
-            q_ptr + b * q_b + h.to(tl.int64) * q_h, q_n, mask_ptr, mask_n, slot_ptr, slots, first, last, length,
-            (1, 1), (0,), 1, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
+            q_ptr + b * q_b + h.to(tl.int64) * q_h, q_n, mask_ptr, mask_n, share_ptr, share_r, slot_ptr, slots,
+            first, last, length,
+            (1, 1), (0,), 1, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE, STAGES,
         )  # fmt: skip
     else:
         tensor_moments(
-            k_ptr + b * k_b + h.to(tl.int64) * k_h, k_n, mask_ptr, mask_n, slot_ptr + 3 * tl.cast(slots, tl.int64),
-            slots, first, last, length,
-            LEVELS, ORDER, R, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
+            k_ptr + b * k_b + h.to(tl.int64) * k_h, k_n, mask_ptr, mask_n, share_ptr, share_r,
+            slot_ptr + 3 * tl.cast(slots, tl.int64), slots, first, last, length,
+            LEVELS, ORDER, R, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE, STAGES,
         )  # fmt: skip
 
 
 @triton.jit
 def merged_spread(slot_ptr, slots, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
-    """σ in float64 from the partials of one stream: unbiased, at least SMALLEST, 1 for fewer than two entries."""
+    """σ in float64 from the partials of one stream: unbiased, at least SMALLEST, 1 for fewer than two entries.
+
+    One pass, in which every position of BLOCK merges its own partials, by the rule that merges the positions after it.
+    """
     offset = tl.arange(0, BLOCK)
-    count, total, square = (
-        tl.zeros((BLOCK,), tl.float64),
-        tl.zeros((BLOCK,), tl.float64),
-        tl.zeros((BLOCK,), tl.float64),
-    )
-    for first in range(0, slots, BLOCK):
-        inside = first + offset < slots
-        n = tl.load(slot_ptr + first + offset, mask=inside, other=0.0).to(tl.float64)
-        count += n
-        total += n * tl.load(slot_ptr + slots + first + offset, mask=inside, other=0.0).to(tl.float64)
-    entries = tl.sum(count)
-    mean = tl.sum(total) / tl.maximum(entries, 1.0)
-    for first in range(0, slots, BLOCK):
+    inside = offset < slots
+    count = tl.load(slot_ptr + offset, mask=inside, other=0.0).to(tl.float64)
+    mean = tl.load(slot_ptr + slots + offset, mask=inside, other=0.0).to(tl.float64)
+    square = tl.load(slot_ptr + 2 * slots + offset, mask=inside, other=0.0).to(tl.float64)
+    for first in range(BLOCK, slots, BLOCK):
         inside = first + offset < slots
         n = tl.load(slot_ptr + first + offset, mask=inside, other=0.0).to(tl.float64)
         delta = tl.load(slot_ptr + slots + first + offset, mask=inside, other=0.0).to(tl.float64) - mean
+        share = n / tl.maximum(count + n, 1.0)
         square += tl.load(slot_ptr + 2 * slots + first + offset, mask=inside, other=0.0).to(tl.float64)
-        square += n * delta * delta
-    sigma = tl.maximum(tl.sqrt(tl.sum(square) / tl.maximum(entries - 1.0, 1.0)), SMALLEST)
+        square += delta * delta * count * share
+        mean += delta * share
+        count += n
+    entries = tl.sum(count)
+    delta = mean - tl.sum(count * mean) / tl.maximum(entries, 1.0)
+    total = tl.sum(square + count * delta * delta)
+    sigma = tl.maximum(tl.sqrt(total / tl.maximum(entries - 1.0, 1.0)), SMALLEST)
     return tl.where(entries > 1.0, sigma, 1.0)
 
 
@@ -189,10 +195,11 @@ def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: 
     partial = torch.empty(1 + len(rates), 3, slots, dtype=state_dtype(q.dtype), device=q.device)
     out = torch.empty(4, len(rates), dtype=state_dtype(q.dtype), device=q.device)
     partial_moments_kernel[(slots, 2)](
-        q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q), partial,
+        q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q),
+        *shares_of_windows(key_mask, tuple(rates), q), partial,
         length, heads, splits, chunk, slots, **{**windows(tuple(rates), config), "PHASES": phases},
         HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
-        COMPUTE=arithmetic(q.dtype)["COMPUTE"], **config.options,
+        COMPUTE=arithmetic(q.dtype)["COMPUTE"], STAGES=config.stages, **config.options,
     )  # fmt: skip
     match_moments_kernel[(len(rates),)](
         partial, out, slots, CONSTANT_A=a, CONSTANT_B=b, SMALLEST=SMALLEST_SPREAD, BLOCK=SLOTS, num_warps=8

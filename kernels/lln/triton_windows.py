@@ -10,11 +10,16 @@ of finer ones.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportPossiblyUnboundVariable=false
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from kernels.common.launch import Config
+from kernels.common.launch import Config, arithmetic, mask_arguments, state_dtype
 from kernels.common.tiles import real_rows
+
+MASK_TILE = 1024
+"""Tokens of which one program counts the real ones."""
 
 
 @triton.jit
@@ -28,38 +33,39 @@ def window_starts(RATE: tl.constexpr, BLOCK_N: tl.constexpr, PHASES: tl.constexp
 
 
 @triton.jit
-def window_counts(
-    mask_ptr, mask_n, start, length, RATE: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr,
-    PHASES: tl.constexpr,
+def window_shares(
+    mask_ptr, mask_n, share_ptr, start, length, RATE: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr,
+    PHASES: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Real tokens of every window, (BLOCK_N // RATE,)."""
+    """1 / (real tokens) of every window, 0 of one without any, (BLOCK_N // RATE,); `share_ptr` is that of RATE."""
     first = window_starts(RATE, BLOCK_N, PHASES)
     if HAS_MASK:
         if RATE == 1:
-            return real_rows(mask_ptr, mask_n, start, length, first, HAS_MASK).to(tl.int32)
+            return tl.where(real_rows(mask_ptr, mask_n, start, length, first, HAS_MASK), 1.0, 0.0).to(COMPUTE)
         else:
-            offset = first[:, None] + tl.arange(0, RATE)[None, :]
-            return tl.sum(real_rows(mask_ptr, mask_n, start, length, offset, HAS_MASK).to(tl.int32), axis=1)
+            inside = start + first < length
+            return tl.load(share_ptr + start // RATE + first // RATE, mask=inside, other=0.0).to(COMPUTE)
     else:
-        return tl.minimum(tl.maximum(length - start - first, 0), RATE)
+        count = tl.minimum(length - start - first, RATE)
+        return tl.where(count > 0, 1.0 / tl.maximum(count, 1).to(COMPUTE), 0.0)
 
 
 @triton.jit
-def windows_seen(
-    mask_ptr, mask_n, start, length, RATE: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr,
-    PHASES: tl.constexpr,
+def window_shares_kernel(
+    mask_ptr, mask_b, mask_n, share_ptr, share_r, share_b, length,  # (B, N), (R, B, windows)
+    LEVELS: tl.constexpr, R: tl.constexpr, BLOCK_N: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Windows of RATE tokens with a real one among each PHASES tokens; at a higher rate, whether a window has one."""
-    LONGER: tl.constexpr = max(RATE, PHASES)
-    if HAS_MASK:
-        first = tl.arange(0, BLOCK_N // LONGER) * LONGER
-        offset = first[:, None, None] + tl.arange(0, LONGER // RATE)[None, :, None] * RATE
-        offset += tl.arange(0, RATE)[None, None, :]
-        real = real_rows(mask_ptr, mask_n, start, length, offset, HAS_MASK).to(tl.int32)
-        return tl.sum(tl.max(real, axis=2), axis=1)
-    else:
-        tokens = window_counts(mask_ptr, mask_n, start, length, LONGER, HAS_MASK, BLOCK_N, PHASES)
-        return (tokens + RATE - 1) // RATE
+    """What `window_shares` reads of BLOCK_N tokens of one sequence, at every rate."""
+    b, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_N
+    mask_ptr += b * mask_b
+    share_ptr += b * share_b
+    real = real_rows(mask_ptr, mask_n, start, length, tl.arange(0, BLOCK_N), True).to(tl.int32)
+    for r in tl.static_range(R):
+        if LEVELS[r + 1] > 1:
+            count = tl.sum(tl.reshape(real, (BLOCK_N // LEVELS[r + 1], LEVELS[r + 1])), axis=1)
+            share = tl.where(count > 0, 1.0 / tl.maximum(count, 1).to(COMPUTE), 0.0)
+            first = start + tl.arange(0, BLOCK_N // LEVELS[r + 1]) * LEVELS[r + 1]
+            tl.store(share_ptr + r * share_r + first // LEVELS[r + 1], share, mask=first < length)
 
 
 @triton.jit
@@ -100,3 +106,21 @@ def windows(rates: tuple[int, ...], config: Config) -> dict:
     order = tuple(sorted(range(len(rates)), key=rates.__getitem__))
     phases = max(1, min(max(rates), config.rows // (16 * config.warps)))  # rows that a thread holds in any layout
     return dict(LEVELS=(1, *(rates[i] for i in order)), ORDER=order, R=len(rates), PHASES=phases)
+
+
+def shares_of_windows(key_mask: Tensor | None, rates: tuple[int, ...], placeholder: Tensor) -> tuple[Tensor, int, int]:
+    """Pointer and strides (of rate, of sequence) of 1 / (real tokens) of all windows, rates in rising order.
+
+    It is read with a mask and at rates above 1 only; else any pointer.
+    """
+    levels = tuple(sorted(rates))
+    if key_mask is None or levels[-1] == 1:
+        return placeholder, 0, 0
+    batch, length = key_mask.shape
+    shares = torch.empty(len(levels), batch, length, dtype=state_dtype(placeholder.dtype), device=key_mask.device)
+    window_shares_kernel[(batch, triton.cdiv(length, MASK_TILE))](
+        *mask_arguments(key_mask, placeholder), shares, shares.stride(0), shares.stride(1), length,
+        LEVELS=(1, *levels), R=len(levels), BLOCK_N=MASK_TILE, COMPUTE=arithmetic(placeholder.dtype)["COMPUTE"],
+        num_warps=4,
+    )  # fmt: skip
+    return shares, shares.stride(0), shares.stride(1)

@@ -10,6 +10,8 @@ LEADERBOARD = {
     "accuracy": "accuracy %",
     "seeds": "seeds",
     "failures": "failed",
+    "chance": "at chance",
+    "seed_ci95": "seeds interval",
     "test_ci95": "test interval",
     "published": "published",
     "certainty": "certainty",
@@ -88,7 +90,9 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     shown = [task for task in tasks if any(rows[task].notna())]
     columns = {"attention": rows["attention"].astype(str)}
     columns |= {task: rows[task].map(_decimals(2)) for task in [*shown, "average", "mean_rank"]}
-    columns["failed"] = rows["failures"].map(lambda n: str(n) if n else "")
+    columns["failed"] = rows["failures"].map(_count)
+    if any(rows["chance_seeds"]):
+        columns["at chance"] = rows["chance_seeds"].map(_count)
     return pd.DataFrame(columns).rename(columns={"mean_rank": "mean rank"})
 
 
@@ -101,13 +105,17 @@ def _leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _cells(row: dict[Any, Any]) -> dict[str, str]:
     two, one = _decimals(2), _decimals(1)
-    spread, low = two(row["accuracy_std"]), one(row["test_ci95_low"])
+    spread, intervals = two(row["accuracy_std"]), {}
+    for name in ("seed_ci95", "test_ci95"):
+        low, high = (one(row[f"{name}_{end}"]) for end in ("low", "high"))
+        intervals[name] = f"{low} – {high}" if low else ""
     return {
         "attention": str(row["attention"]),
         "accuracy": two(row["accuracy_mean"]) + (f" ± {spread}" if spread else ""),
         "seeds": str(row["n_seeds"]),
         "failures": str(row["failure_kinds"]) if row["failures"] else "",
-        "test_ci95": f"{low} – {one(row['test_ci95_high'])}" if low else "",
+        "chance": "" if pd.isna(row["chance_seeds"]) else _count(row["chance_seeds"]),
+        **intervals,
         "published": two(row["published"]),
         "certainty": "" if pd.isna(row["published_certainty"]) else str(row["published_certainty"]),
         "gap": "" if pd.isna(row["gap"]) else f"{row['gap']:+.2f}",
@@ -119,6 +127,11 @@ def _cells(row: dict[Any, Any]) -> dict[str, str]:
 def _decimals(count: int) -> Callable[[Any], str]:
     """A number with so many decimals; a missing one is empty, never zero."""
     return lambda value: "" if pd.isna(value) else f"{value:.{count}f}"
+
+
+def _count(number: int) -> str:
+    """A number of seeds; none is empty."""
+    return str(number) if number else ""
 
 
 def _md(text: str) -> str:

@@ -7,6 +7,9 @@ import pandas as pd
 SCOPE = ["protocol", "budget", "device"]
 """What a row, an average and a rank never mix, beside the data."""
 
+COUNTS = ["failures", "chance_seeds"]
+"""Seeds that ended without a result, and finished ones that never left the class prior: shown, never dropped."""
+
 ROW = ("attention", "protocol", "budget", "suite", "device")
 
 
@@ -14,14 +17,20 @@ def summary(leaderboard: pd.DataFrame, suites: dict[str, list[str]]) -> tuple[pd
     """One row an (attention, protocol, budget, suite, device), from the leaderboard's rows; and problems found.
 
     Columns: `ROW`; every task of a suite (mean accuracy in per cent); `average` over the tasks of the row's suite and
-    `mean_rank` over them (1 = most accurate, ties shared), both empty unless the row is complete; `failures`; and
-    `data_digests`. Only complete rows on the same data are ranked against each other. Where one attention has
+    `mean_rank` over them (1 = most accurate, ties shared), both empty unless the row is complete; `failures`,
+    `chance_seeds`; and `data_digests`. Only complete rows on the same data are ranked against each other. Where one attention has
     accuracies on two data sets of a task, none is chosen: the cell stays empty, and a problem says so.
     """
     rows, problems = _without_doubled_data(leaderboard)
     tasks = list(dict.fromkeys(task for names in suites.values() for task in names))
     numbers = dict.fromkeys([*tasks, "average", "mean_rank"], "float64")
-    types = {**dict.fromkeys(ROW, "object"), **numbers, "failures": "int64", "data_digests": "object"}
+    types = {
+        **dict.fromkeys(ROW, "object"),
+        **numbers,
+        "failures": "int64",
+        "chance_seeds": "int64",
+        "data_digests": "object",
+    }
     parts = [row for suite, names in suites.items() for row in _suite(rows, suite, names)]
     table = pd.DataFrame(parts, columns=list(types)).astype(types)
     keys = ["suite", "protocol", "budget", "device", "average", "attention"]
@@ -37,7 +46,7 @@ def _suite(rows: pd.DataFrame, suite: str, tasks: list[str]) -> list[dict[str, A
         complete = cells.dropna()
         cells["average"] = complete.mean(axis=1)
         cells["mean_rank"] = complete.groupby(data.reindex(complete.index)).rank(ascending=False).mean(axis=1)
-        cells["failures"] = group.groupby("attention")["failures"].sum()
+        cells[COUNTS] = group.groupby("attention")[COUNTS].sum()
         cells["data_digests"] = data
         fixed = {"suite": suite, **dict(zip(SCOPE, scope, strict=True))}
         parts += [{**fixed, **row} for row in cells.reset_index().to_dict("records")]

@@ -13,7 +13,8 @@ Columns = Mapping[str, tuple[str, str]]
 
 SUMMARY_LAST: Columns = {
     "average": ("average", ".2f"), "mean_rank": ("mean rank", ".2f"), "failures": ("failed", "d"),
-    "suite": ("suite", ""), "protocol": ("protocol", ""), "budget": ("budget", ""), "device": ("device", ""),
+    "chance_seeds": ("at chance", "d"), "suite": ("suite", ""),
+    "protocol": ("protocol", ""), "budget": ("budget", ""), "device": ("device", ""),
 }  # fmt: skip
 
 LEADERBOARD: Columns = {

@@ -57,6 +57,12 @@ def test_an_attention_with_two_data_sets_of_a_task_has_an_empty_cell_and_a_probl
     assert "mra listops small published (CPU) was run on 2 data sets, digest-of-listops, other" in problem
 
 
+def test_seeds_at_chance_are_counted_over_the_tasks_and_stay_in_the_average() -> None:
+    made = [record("mra", task, correct=700) for task in LRA] + [record("mra", "image", seed=1, correct=340)]
+    row = only(summary(*made))
+    assert [row["image"], row["average"], row["chance_seeds"]] == ["26.0", "33.2", "1"]
+
+
 def test_failures_are_shown_beside_the_average() -> None:
     made = [record("mra", task) for task in LRA] + [record("mra", "image", seed=1, status="nan")]
     assert [only(summary(*made))[key] for key in ("average", "failures")] == ["35.0", "1"]

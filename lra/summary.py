@@ -18,8 +18,9 @@ def summary(leaderboard: pd.DataFrame, suites: dict[str, list[str]]) -> tuple[pd
 
     Columns: `ROW`; every task of a suite (mean accuracy in per cent); `average` over the tasks of the row's suite and
     `mean_rank` over them (1 = most accurate, ties shared), both empty unless the row is complete; `failures`,
-    `chance_seeds`; and `data_digests`. Only complete rows on the same data are ranked against each other. Where one attention has
-    accuracies on two data sets of a task, none is chosen: the cell stays empty, and a problem says so.
+    `chance_seeds`; and `data_digests`. Only complete rows on the same data are ranked against each other.
+    Where one attention has accuracies on two data sets of a task, none is chosen: the cell stays empty, and a problem
+    says so.
     """
     rows, problems = _without_doubled_data(leaderboard)
     tasks = list(dict.fromkeys(task for names in suites.values() for task in names))

@@ -3,7 +3,7 @@
 All of it is the same bytes for the same records (and the same matplotlib), whatever their order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pandas as pd
 from lra import report
 from lra.efficiency import paper_table, picture
 from lra.efficiency import table as efficiency
-from lra.figures import accuracy, curves, error, published, tradeoff
+from lra.figures import accuracy, curves, error, protocols, published, tradeoff
 from lra.figures.rows import FOLDER, Picture
 from lra.lens import table as lens
 from lra.page import page
@@ -38,32 +38,36 @@ def publish(results_dir: str | Path) -> Published:
     tables = report.refresh(results_dir)
     files = [(path, f"{len(getattr(tables, path.stem))} rows") for path in tables.paths]
     files += [(path, "") for path in report.to_documents(tables, results_dir)]
-    problems = list(tables.problems)
-    speed = looked = None
-    if (results_dir / efficiency.FOLDER).is_dir():
-        speed, found = efficiency.refresh(results_dir)
-        files.append((results_dir / efficiency.FILE, f"{len(speed)} rows"))
-        problems += found
-    if (results_dir / paper_table.FOLDER).is_dir():
-        protocols, found = paper_table.refresh(results_dir)
-        files += [(path, f"{len(rows)} rows") for path, rows in protocols.items()]
-        problems += found
-    if (results_dir / lens.FOLDER).is_dir():
-        files.append((lens.refresh(results_dir), ""))
-        looked = lens.table(lens.read_lens_records(results_dir))
-    pictures = list(draw(results_dir, tables, speed, looked))
+    measured, problems = measurements(results_dir)
+    files += [(results_dir / f"{name}.csv", f"{len(rows)} rows") for name, rows in measured.items()]
+    pictures = list(draw(results_dir, tables, measured))
     written = {made.path.with_suffix(suffix) for made in pictures for suffix in (".svg", ".png")}
     for path in (results_dir / FOLDER).glob("*.*"):
         if path.suffix in (".svg", ".png") and path not in written:
             path.unlink()
     files += [(path, "") for path in sorted(written)]
-    write_text(results_dir / PAGE, page.render(tables, speed, pictures))
-    return Published([*files, (results_dir / PAGE, "tables, plots and a card for each cell")], problems)
+    write_text(results_dir / PAGE, page.render(tables, measured, pictures))
+    files.append((results_dir / PAGE, "tables, plots and a card for each cell"))
+    return Published(files, [*tables.problems, *problems])
 
 
-def draw(
-    results_dir: Path, tables: report.Tables, speed: pd.DataFrame | None = None, looked: pd.DataFrame | None = None
-) -> Iterator[Picture]:
+def measurements(results_dir: Path) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """The tables that are not of cells, rebuilt where there are records of their kind, by the name of their file."""
+    found, problems = {}, []
+    if (results_dir / efficiency.FOLDER).is_dir():
+        found[Path(efficiency.FILE).stem], wrong = efficiency.refresh(results_dir)
+        problems += wrong
+    if (results_dir / paper_table.FOLDER).is_dir():
+        protocols_of, wrong = paper_table.refresh(results_dir)
+        found |= {path.stem: rows for path, rows in protocols_of.items()}
+        problems += wrong
+    if (results_dir / lens.FOLDER).is_dir():
+        lens.refresh(results_dir)
+        found["lens"] = lens.table(lens.read_lens_records(results_dir))
+    return found, problems
+
+
+def draw(results_dir: Path, tables: report.Tables, measured: Mapping[str, pd.DataFrame]) -> Iterator[Picture]:
     """The pictures that the tables give, the trade-off first; a trade-off plot is followed by its published twin."""
     ours = list(tradeoff.draw(results_dir, tables.leaderboard, tables.summary, tables.records))
     yield from ours
@@ -71,8 +75,11 @@ def draw(
         yield published.draw_tradeoff(results_dir)
     yield from accuracy.draw(results_dir, tables.leaderboard)
     yield from curves.draw(results_dir, tables.leaderboard, tables.records)
-    if speed is not None and (ours := list(picture.draw(results_dir, speed))):
-        yield from ours
-        yield published.draw_lengths(results_dir)
-    if looked is not None:
-        yield from error.draw(results_dir, looked)
+    for name, rows in measured.items():
+        if name == "lens":
+            yield from error.draw(results_dir, rows)
+        elif "protocol" in rows:
+            yield from protocols.draw(results_dir, rows)
+        elif ours := list(picture.draw(results_dir, rows)):
+            yield from ours
+            yield published.draw_lengths(results_dir)

@@ -1,8 +1,8 @@
-"""MRA's plot: how far an attention is from softmax against the time it takes, from the rows of `lens.csv`."""
+"""MRA's plot: how far an attention is from softmax against what it costs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,8 +13,8 @@ from lra.figures.rows import FOLDER, Picture, grid, shape
 from lra.figures.style import QUIET, SIZES, Look, looks, plain_log, save, slug, style
 
 CAPTION = (
-    "Relative error of the output against exact attention on the same q, k, v, and the time of one forward call. "
-    "Settings of one method are joined. Dashed line: the time of exact attention."
+    "Relative error of the output against exact attention on the same q, k, v, and what the call costs. "
+    "Settings of one method are joined. Dashed line: exact attention."
 )
 
 EXACT = "softmax"
@@ -25,6 +25,23 @@ PANEL = ["source", "protocol", "task", "layer", "length"]
 """What stands on one pair of axes; `layer` is empty for Gaussian inputs."""
 
 
+class Point(NamedTuple):
+    """One setting of an attention."""
+
+    attention: str
+    setting: str
+    cost: float
+    error: float
+
+
+class Panel(NamedTuple):
+    """One pair of axes; `label` is that of the cost."""
+
+    title: str
+    label: str
+    points: Sequence[Point]
+
+
 def draw(results_dir: Path, lens: pd.DataFrame) -> Iterable[Picture]:
     """One picture for each device with rows that have an error and a time; a panel for each source, layer and length.
 
@@ -32,52 +49,69 @@ def draw(results_dir: Path, lens: pd.DataFrame) -> Iterable[Picture]:
     """
     timed: Any = lens[(lens["scale"] == 1) & (lens["ms"] > 0) & lens["relative_error"].notna()]
     for device, rows in timed.groupby("device"):
-        panels = [(key, group) for key, group in rows.groupby(PANEL, dropna=False) if _inexact(group).any()]
-        if panels:
-            path = Path(results_dir, FOLDER, f"error-{slug(str(device))}")
-            _draw(path, str(device), panels)
+        shown = [_of_lens(key, group) for key, group in rows.groupby(PANEL, dropna=False)]
+        path = Path(results_dir, FOLDER, f"error-{slug(str(device))}")
+        if figure(path, f"one forward call, {device}", shown):
             yield Picture(path, f"Approximation error against time: {device}", CAPTION)
 
 
-def _inexact(rows: pd.DataFrame) -> Any:
-    return rows["relative_error"] > SAME
+def _of_lens(key: Any, rows: pd.DataFrame) -> Panel:
+    source, protocol, task, layer, length = key
+    where = "" if pd.isna(layer) else f", layer {int(layer)}"
+    title = f"{source}{where}\n{task}, protocol {protocol}, {int(length)} tokens"
+    return Panel(title, "time (ms)", points(rows, "ms"))
 
 
-def _draw(path: Path, device: str, panels: Sequence[tuple[Any, pd.DataFrame]]) -> None:
+def points(rows: pd.DataFrame, cost: str) -> list[Point]:
+    """The points of a table with columns attention, setting, relative_error and a cost, where both are known."""
+    return [
+        Point(row["attention"], "" if pd.isna(row["setting"]) else row["setting"], row[cost], row["relative_error"])
+        for row in rows.to_dict("records")
+        if row[cost] > 0 and row["relative_error"] >= 0
+    ]
+
+
+def figure(path: Path, title: str, panels: Sequence[Panel]) -> bool:
+    """Write `path`.svg and `path`.png of the panels with a point that is not exact; False where there is none."""
+    panels = [panel for panel in panels if any(point.error > SAME for point in panel.points)]
+    if not panels:
+        return False
     down, across = shape(len(panels))
+    known = looks(point.attention for panel in panels for point in panel.points)
     with style():
-        figure = Figure(figsize=(4.1 * across + 0.5, 0.4 + 3.3 * down), layout="constrained")
-        figure.suptitle(f"one forward call, {device}", fontsize=SIZES["title"])
-        labels = []
-        for axes, (key, rows) in zip(grid(figure, len(panels)), panels, strict=True):
-            source, protocol, task, layer, length = key
-            where = "" if pd.isna(layer) else f", layer {int(layer)}"
-            axes.set_title(f"{source}{where}\n{task}, protocol {protocol}, {int(length)} tokens")
-            labels.append((axes, _panel(axes, rows)))
-        label_marks(figure, labels)
-        save(figure, path)
+        made = Figure(figsize=(4.1 * across + 0.5, 0.4 + 3.3 * down), layout="constrained")
+        made.suptitle(title, fontsize=SIZES["title"])
+        axes = grid(made, len(panels))
+        label_marks(made, [(one, _panel(one, panel, known)) for one, panel in zip(axes, panels, strict=True)])
+        save(made, path)
+    return True
 
 
-def _panel(axes: Axes, rows: Any) -> list[Label]:
-    rows = rows.assign(name=[*map(_name, rows["attention"], rows["setting"])])
-    known = looks(rows["attention"])
+def _panel(axes: Axes, panel: Panel, known: Mapping[str, Look]) -> list[Label]:
+    inexact = sorted(point for point in panel.points if point.error > SAME)
     labels = []
-    for method, points in rows[_inexact(rows)].sort_values(["ms", "name"]).groupby("attention"):
-        look: Look = known[str(method)]
-        axes.plot(points["ms"], points["relative_error"], **look.line())
+    for method in sorted({point.attention for point in inexact}):
+        mine = sorted((point for point in inexact if point.attention == method), key=lambda point: point.cost)
+        axes.plot([point.cost for point in mine], [point.error for point in mine], **known[method].line())
+        names = _names(method, [point.setting for point in mine])
         labels += [
-            Label(row["ms"], row["relative_error"], row["name"], look.colour) for row in points.to_dict("records")
+            Label(point.cost, point.error, name, known[method].colour) for point, name in zip(mine, names, strict=True)
         ]
-    exact = rows[rows["attention"] == EXACT]
-    for ms in exact["ms"]:
-        axes.axvline(ms, color=QUIET, linestyle="--", linewidth=0.8, zorder=1)
-    axes.set(xscale="log", yscale="log", xlabel="time (ms)", ylabel="relative error")
+    for cost in sorted(point.cost for point in panel.points if point.attention == EXACT):
+        axes.axvline(cost, color=QUIET, linestyle="--", linewidth=0.8, zorder=1)
+    axes.set_title(panel.title)
+    axes.set(xscale="log", yscale="log", xlabel=panel.label, ylabel="relative error")
     axes.margins(0.18)
-    plain_log(axes.xaxis, min(rows["ms"]), max(rows["ms"]))
-    errors = [label.y for label in labels]
+    costs, errors = [point.cost for point in panel.points], [point.error for point in inexact]
+    plain_log(axes.xaxis, min(costs), max(costs))
     plain_log(axes.yaxis, min(errors), max(errors))
     return labels
 
 
-def _name(attention: str, setting: Any) -> str:
-    return f"{attention} ({setting})" if isinstance(setting, str) and setting else attention
+def _names(method: str, settings: Sequence[str]) -> list[str]:
+    """Of the points of a method: the first in full, and of others that set the same option their value alone."""
+    option = {setting.rpartition("=")[0] for setting in settings}
+    names = [f"{method} ({setting})" if setting else method for setting in settings]
+    if len(option) == 1 and all(setting.count("=") == 1 for setting in settings):
+        names[1:] = [setting.rpartition("=")[2] for setting in settings[1:]]
+    return names

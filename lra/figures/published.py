@@ -52,8 +52,9 @@ def draw_tradeoff(results_dir: Path) -> Picture:
     """`tradeoff-published`: LRA's and Skyformer's own rows, hollow."""
     shown = [_panel(*entry) for entry in TRADEOFF]
     path = Path(results_dir, FOLDER, "tradeoff-published")
-    known = _known(disc.name for panel in shown for disc in panel.discs)
-    tradeoff.figure(path, "published, relative to the softmax Transformer of the same table", shown, known, hollow=True)
+    looked = known(disc.name for panel in shown for disc in panel.discs)
+    title = "published, relative to the softmax Transformer of the same table"
+    tradeoff.figure(path, title, shown, looked, hollow=True)
     return Picture(path, "Accuracy, speed and memory: published", TRADEOFF_CAPTION)
 
 
@@ -61,23 +62,33 @@ def draw_lengths(results_dir: Path) -> Picture:
     """`efficiency-published`: FlashAttention's and Nyströmformer's tables of time and memory against length."""
     shown = [_curves(*entry) for entry in LENGTHS]
     path = Path(results_dir, FOLDER, "efficiency-published")
-    known = _known(name for panel in shown for name in panel.curves)
-    lengths.figure(path, "published", [shown[:2], shown[2:]], known)
+    looked = known(name for panel in shown for name in panel.curves)
+    lengths.figure(path, "published", [shown[:2], shown[2:]], looked)
     return Picture(path, "Time and memory against length: published", LENGTHS_CAPTION + lengths.CAPTION)
+
+
+def relative(table: str, places: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Model to speed and memory relative to the table's own Transformer; geometric means over places, () for all."""
+    rows = [row for row in literature.efficiency(table) if not places or row.place in places]
+    found = {}
+    for model in sorted({row.model for row in rows}):
+        mine = [row for row in rows if row.model == model]
+        speed = [row.relative for row in mine if row.metric in SPEED]
+        memory = [row.relative for row in mine if row.metric == MEMORY]
+        found[model] = _mean(speed), _mean(memory)
+    return found
 
 
 def _panel(table: str, source: str, places: tuple[str, ...], title: str) -> tradeoff.Panel:
     """The models of a table whose average accuracy the same paper gives."""
-    rows = [row for row in literature.efficiency(table) if not places or row.place in places]
     averages = {row.model: row.average for row in literature.accuracies(source) if row.average is not None}
-    discs = []
-    for model in sorted({row.model for row in rows} & averages.keys()):
-        mine = [row for row in rows if row.model == model]
-        speed = [row.relative for row in mine if row.metric in SPEED]
-        memory = [row.relative for row in mine if row.metric == MEMORY]
-        discs.append(tradeoff.Disc(model, _mean(speed), averages[model], _mean(memory)))
+    discs = [
+        tradeoff.Disc(model, speed, averages[model], memory)
+        for model, (speed, memory) in relative(table, places).items()
+        if model in averages
+    ]
     return tradeoff.Panel(
-        title.format(hardware=_hardware(table)), "average accuracy, 5 tasks (%)",
+        title.format(hardware=hardware(table)), "average accuracy, 5 tasks (%)",
         "training speed (softmax Transformer = 1)", "×", discs,
     )  # fmt: skip
 
@@ -88,14 +99,15 @@ def _curves(title: str, table: str, metric: str, label: str) -> lengths.Panel:
         if row.metric == metric and row.place.isdecimal() and row.value is not None:
             points.setdefault(row.model, []).append((int(row.place), row.value))
     curves = {model: sorted(curve) for model, curve in points.items()}
-    return lengths.Panel(title.format(hardware=_hardware(table)), label, curves)
+    return lengths.Panel(title.format(hardware=hardware(table)), label, curves)
 
 
-def _hardware(table: str) -> str:
+def hardware(table: str) -> str:
+    """What a published table was measured on."""
     return " / ".join(sorted({row.hardware for row in literature.efficiency(table)}))
 
 
-def _known(models: Iterable[str]) -> dict[str, Look]:
+def known(models: Iterable[str]) -> dict[str, Look]:
     """The look of a published model: that of our method, or grey with dashes of its own."""
     models = sorted(set(models))
     ours = looks(KIN[model] for model in models if model in KIN)

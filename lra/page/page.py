@@ -1,9 +1,10 @@
 """`report.html`: tables, pictures and cells in one file that needs nothing beside it and no network."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+
+import pandas as pd
 
 from lra.figures.rows import Picture
 from lra.page import cards, tables
@@ -16,9 +17,9 @@ SVG_ID = re.compile(r'(\bid="|xlink:href="#|url\(#)')
 """Where a picture names one of its parts."""
 
 
-def render(made: Tables, speed: Any, pictures: Sequence[Picture]) -> str:
+def render(made: Tables, measured: Mapping[str, pd.DataFrame], pictures: Sequence[Picture]) -> str:
     """The page of all tables and records, with `pictures` in their order; the same bytes for the same input."""
-    shown = tables.tables(made.leaderboard, made.summary, made.steps, speed)
+    shown = tables.tables(made, measured)
     ok = sum(record["status"] == "ok" for record in made.records)
     failed = len(made.records) - ok
     counts = f"{ok} finished {'cell' if ok == 1 else 'cells'}, {failed} failed"

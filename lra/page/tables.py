@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lra.page.markup import Markup, join, tag
+from lra.report import Tables
 
 Columns = Mapping[str, tuple[str, str]]
 """Column of a table to its heading and the format of its numbers; columns that are empty throughout are left out."""
@@ -67,8 +68,9 @@ class Table:
     columns: Columns
 
 
-def tables(leaderboard: pd.DataFrame, summary: pd.DataFrame, steps: pd.DataFrame, speed: Any) -> list[Table]:
-    """The tables that have a row."""
+def tables(made: Tables, measured: Mapping[str, pd.DataFrame]) -> list[Table]:
+    """The tables that have a row; `measured` are those that are not of cells, by the name of their file."""
+    leaderboard, summary, steps = made.leaderboard, made.summary, made.steps
     tasks = [c for c in summary.columns if summary[c].dtype == "float64" and c not in SUMMARY_LAST]
     every: Columns = {"attention": ("attention", ""), **{task: (task, ".2f") for task in tasks}, **SUMMARY_LAST}
     found = [
@@ -76,9 +78,18 @@ def tables(leaderboard: pd.DataFrame, summary: pd.DataFrame, steps: pd.DataFrame
         Table("leaderboard", "Leaderboard", leaderboard, LEADERBOARD),
         Table("steps", "Training speed", steps, STEPS),
     ]
-    if speed is not None:
-        found.insert(2, Table("efficiency", "Speed and memory of a call", speed, EFFICIENCY))
+    for name, rows in measured.items():
+        if name == "efficiency":
+            found.append(Table(name, "Speed and memory of a call", rows, EFFICIENCY))
+        elif "protocol" in rows:
+            title = f"Efficiency protocol {name.removeprefix('efficiency-')}"
+            columns = {str(key): (str(key).replace("_", " "), _form(rows[key])) for key in rows}
+            found.append(Table(name, title, rows, columns))
     return [table for table in found if len(table.frame)]
+
+
+def _form(column: Any) -> str:
+    return "" if not pd.api.types.is_numeric_dtype(column) else ",d" if column.dtype.kind == "i" else ".4g"
 
 
 def render(table: Table) -> Markup:

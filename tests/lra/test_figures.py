@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from records import record
 
 from lra import literature
-from lra.figures import accuracy, curves, error, published, rows, tradeoff
+from lra.figures import accuracy, curves, error, protocols, published, rows, tradeoff
 from lra.figures.labels import Label, label_ends, label_marks, spread
 from lra.figures.style import DASHES, FAMILIES, OTHERS, looks, save, slug, style
 from lra.record import Record
@@ -198,6 +198,58 @@ def test_a_picture_holds_no_date_and_no_more_digits_than_can_be_seen(tmp_path: P
     assert "dc:date" not in text
     assert not [part for part in text.split() if part.startswith("L") and len(part.partition(".")[2]) > 2]
     assert slug("small", "CPU (x86_64, 2 threads)") == "small-cpu-x86_64-2-threads"
+
+
+# The papers' protocols
+
+
+def paper_rows(protocol: str, *rows: dict[str, Any]) -> pd.DataFrame:
+    shared = {"protocol": protocol, "device": "H100", "precision": "bf16", "setting": ""}
+    return pd.DataFrame([{**shared, **row} for row in rows])
+
+
+def test_ratios_of_a_protocol_are_means_over_all_cases_or_none() -> None:
+    made = paper_rows(
+        "skyformer",
+        {"attention": "lln", "task": "text", "length": 4096, "speed_ratio": 8.0, "memory_ratio": 0.5},
+        {"attention": "lln", "task": "image", "length": 1024, "speed_ratio": 2.0, "memory_ratio": 0.125},
+        {"attention": "mra", "task": "text", "length": 4096, "speed_ratio": 8.0, "memory_ratio": 0.5},
+        {"attention": "mra", "task": "image", "length": 1024, "speed_ratio": None, "memory_ratio": None},
+    )
+    (mean,) = protocols.ratios(made, None)
+    assert (mean.name, mean.speed, mean.memory) == ("lln", pytest.approx(4.0), pytest.approx(0.25))
+    assert [row.name for row in protocols.ratios(made, 4096)] == ["lln", "mra"]
+
+
+def test_error_is_drawn_where_it_is_no_rounding_and_its_points_are_named_once() -> None:
+    made = paper_rows(
+        "mra",
+        {"attention": "softmax", "length": 512, "ms_per_instance": 1.0, "relative_error": 1e-16},
+        {
+            "attention": "mra",
+            "length": 512,
+            "ms_per_instance": 0.5,
+            "relative_error": 0.1,
+            "setting": "blocks_per_row=4",
+        },
+        {"attention": "mra", "length": 512, "ms_per_instance": None, "relative_error": 0.2},
+    )
+    assert [point[0] for point in error.points(made, "ms_per_instance")] == ["softmax", "mra"]
+    assert error._names("mra", ["blocks_per_row=1", "blocks_per_row=4"]) == ["mra (blocks_per_row=1)", "4"]
+    assert error._names("mra", ["", "blocks_per_row=4"]) == ["mra", "mra (blocks_per_row=4)"]
+    assert not error.figure(Path("nowhere"), "", [error.Panel("", "", error.points(made[:1], "ms_per_instance"))])
+
+
+def test_pictures_of_protocols_are_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:
+    steps = [{"attention": name, "task": "text", "length": 4096, "speed_ratio": 1.0 + k, "memory_ratio": 1 / (1 + k)}
+             for k, name in enumerate(("softmax", "lln", "mra"))]  # fmt: skip
+    written = []
+    for folder, order in ((tmp_path / "a", 1), (tmp_path / "b", -1)):
+        (made,) = protocols.draw(folder, paper_rows("lra", *steps[::order]))
+        assert made.path.name == "protocol-lra-h100-bf16"
+        written.append([made.path.with_suffix(suffix).read_bytes() for suffix in (".svg", ".png")])
+    assert written[0] == written[1]
+    assert list(protocols.draw(tmp_path, paper_rows("lra", steps[0]))) == []
 
 
 # What was published

@@ -125,7 +125,7 @@ def test_text_that_hydra_would_read_otherwise_is_quoted() -> None:
 
 def test_the_page_is_the_same_bytes_whatever_the_order() -> None:
     made = cells()
-    assert page.render(build(made), None, []) == page.render(build(made[::-1]), None, [])
+    assert page.render(build(made), {}, []) == page.render(build(made[::-1]), {}, [])
 
 
 def test_a_picture_that_its_records_no_longer_give_is_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -141,13 +141,13 @@ def test_a_picture_that_its_records_no_longer_give_is_removed_and_nothing_else(t
 def test_a_record_with_odd_details_has_a_card_all_the_same() -> None:
     curve = [{"step": 50}, 3, {"step": "x", "validation_correct": 1, "validation_total": 2}]
     odd = record(curve=curve, versions="3.11", wall_s=None, code=None)
-    text = page.render(build([odd]), None, [])
+    text = page.render(build([odd]), {}, [])
     assert text.count('class="card"') == 1
     assert "<polyline" not in text
 
 
 def test_without_records_there_is_a_page() -> None:
-    assert "0 finished cells, 0 failed" in page.render(build([]), None, [])
+    assert "0 finished cells, 0 failed" in page.render(build([]), {}, [])
 
 
 @pytest.mark.skipif(bool(MISSING), reason=f"needs Debian's chromium and chromium-driver; missing: {', '.join(MISSING)}")

@@ -1,6 +1,7 @@
 """The two checkpoints of a cell: where it continues from, and what is tested."""
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,10 +36,21 @@ class Checkpoints(Callback):
         due = best or last or time.monotonic() > self._saved_at + SECONDS_BETWEEN_SAVES
         if not trainer.strategy.broadcast(due):  # all ranks take part in a save, and clocks differ
             return
-        if best:
-            trainer.save_checkpoint(self.directory / BEST)
-        trainer.save_checkpoint(self.directory / LAST)
+        for name in (BEST, LAST) if best else (LAST,):
+            self._save(trainer, name)
         self.saved_step, self._saved_at = pl_module.step, time.monotonic()
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        """Whole or not at all, also where the disk is full: Lightning copies into place from another disk."""
+        temporary = self.directory / f".{name}.tmp"
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:  # who alone has written
+                os.replace(temporary, self.directory / name)
+            trainer.strategy.barrier("renamed")
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def best_point(curve: Sequence[dict[str, Any]], selection: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from lra import config as configuration
 from lra.config import Config
 from lra.errors import UserError
 from lra.overview import Overview
-from lra.record import FILENAME, SCHEMA, Cell, Record, lock_of, read_record, write_json
+from lra.record import FILENAME, SCHEMA, Cell, Record, is_held, lock_of, read_record, write_json
 from lra.staleness import stale
 
 RUN = Path(__file__).parents[1] / "run.py"
@@ -156,8 +156,11 @@ def run_job(
 ) -> Record:
     """Run one cell as a process of its own; its record, one made here where the process left none.
 
-    What the process says goes to `seed<k>.log` beside the cell. Past its limit it is ended: status `timeout`.
+    What the process says goes to `seed<k>.log` beside the cell. Past its limit it is ended: status `timeout`. A cell
+    that another process trains is left to it, with its log and the record that it will write.
     """
+    if is_held(job.directory):
+        return _ended(job, "error", f"{job.cell.label} is being trained by another process")
     before = job.stored
     settings = {**os.environ, **(environment or {}), provenance.SHARING: str(sharing)}
     settings |= {} if slot is None else {"CUDA_VISIBLE_DEVICES": slot}
@@ -175,18 +178,7 @@ def run_job(
         status, message = "preempted", f"stopped by {signal.Signals(-code).name}; the command continues it"
     elif code == MISTAKE:
         message = _last_words(job.log)
-    record = {
-        "schema": SCHEMA,
-        "kind": "cell",
-        "status": status,
-        "message": message,
-        "cell": job.cell.to_dict(starred=job.starred),
-        "config": job.config.resolved,
-        "code": provenance.code_revision(),
-        "versions": provenance.versions(),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    return _keep(job, record)
+    return keep(job, status, message)
 
 
 def _wait(process: subprocess.Popen, limit_minutes: float | None) -> int | None:
@@ -196,7 +188,7 @@ def _wait(process: subprocess.Popen, limit_minutes: float | None) -> int | None:
     except subprocess.TimeoutExpired:
         _end(process)
         return None
-    except SystemExit:  # submitit requeues the job: a cell must not outlive it
+    except BaseException:  # submitit requeues the job, or gives it up: a cell must not outlive it
         _end(process)
         raise
 
@@ -210,8 +202,9 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def _keep(job: Job, record: Record) -> Record:
+def keep(job: Job, status: str, message: str) -> Record:
     """Write the record of a process that left none, unless the cell has finished, or another process holds it."""
+    record = _ended(job, status, message)
     with contextlib.suppress(Timeout, OSError), FileLock(lock_of(job.directory), timeout=0):
         stored = job.stored
         if stored is None or stored["status"] != "ok":
@@ -219,9 +212,24 @@ def _keep(job: Job, record: Record) -> Record:
     return record
 
 
+def _ended(job: Job, status: str, message: str) -> Record:
+    return {
+        "schema": SCHEMA,
+        "kind": "cell",
+        "status": status,
+        "message": message,
+        "cell": job.cell.to_dict(starred=job.starred),
+        "config": job.config.resolved,
+        "code": provenance.code_revision(),
+        "versions": provenance.versions(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
 def _last_words(log: Path) -> str:
     """The one line with which `run.py` refused a command."""
-    return log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    said = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    return said or f"the process ended with code {MISTAKE} and could not say why"
 
 
 def _make_folder(folder: Path) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 SCHEMA = 1
 KIND = "cell"
 FILENAME = "record.json"
@@ -81,6 +83,20 @@ class Cell:
 def lock_of(directory: Path) -> Path:
     """The file that the process which trains the cell of a directory holds locked."""
     return directory.with_name(f"{directory.name}.lock")
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a process trains the cell of a directory now. Looking holds the lock for a moment itself."""
+    lock = lock_of(directory)
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a file system, or a user, without locks
+        return False
 
 
 def canonical_json(data: Any) -> str:

@@ -13,6 +13,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from lra import documents
+from lra.errors import UserError
 from lra.leaderboard import distinct, leaderboard, row_of
 from lra.record import Cell, Record, read_records, write_text
 from lra.steps import SECONDS, steps
@@ -47,17 +48,24 @@ def refresh(results_dir: str | Path) -> Tables:
     A table of no rows is written all the same, but for `steps.csv`, which only cells alone on a GPU give rows.
 
     Safe when several processes call it at once: one at a time, each reading the records after it has the lock, so the
-    last one sees everything. Write your own record first, then call this.
+    last one sees everything. Write your own record first, then call this. UserError where nothing can be written.
     """
     results_dir = Path(results_dir)
-    results_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(results_dir / ".tables.lock"):
-        tables = build(*read_records(results_dir))
-        paths = []
-        for name, table in (("leaderboard", tables.leaderboard), ("summary", tables.summary), ("steps", tables.steps)):
-            if name != "steps" or len(table):
-                paths.append(results_dir / f"{name}.csv")
-                write_text(paths[-1], to_csv(table))
+    try:
+        results_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(results_dir / ".tables.lock"):
+            return _write(build(*read_records(results_dir)), results_dir)
+    except OSError as error:
+        reason = f"cannot write the tables of {results_dir} ({error.strerror})"
+        raise UserError(f"results_dir: {reason}; `python scripts/report.py {results_dir}` makes them") from error
+
+
+def _write(tables: Tables, results_dir: Path) -> Tables:
+    paths = []
+    for name, table in (("leaderboard", tables.leaderboard), ("summary", tables.summary), ("steps", tables.steps)):
+        if name != "steps" or len(table):
+            paths.append(results_dir / f"{name}.csv")
+            write_text(paths[-1], to_csv(table))
     return replace(tables, paths=paths)
 
 

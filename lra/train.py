@@ -103,7 +103,11 @@ def _run_and_record(run: "_Run", cell: Cell, starred: bool, console: Console) ->
         traceback.print_exc()
         record |= {"status": "error", "message": f"{type(error).__name__}: {_first_line(error)}"}
     record |= run.measurements()
-    write_json(directory / FILENAME, record)
+    try:
+        write_json(directory / FILENAME, record)
+    except OSError as error:
+        reason = f"cannot write the record to {directory} ({error.strerror})"
+        raise UserError(f"results_dir: {reason}; the command continues the cell from its last checkpoint") from error
     return record
 
 
@@ -335,7 +339,7 @@ def _empty(directory: Path) -> None:
 @contextmanager
 def _held(directory: Path, label: str) -> Iterator[None]:
     """Hold the cell: two processes never train it at once. The lock dies with its process."""
-    lock = FileLock(lock_of(directory), timeout=0)
+    lock = FileLock(lock_of(directory), timeout=1)  # who looks whether it is held, holds it for a moment
     try:
         lock.acquire()
     except Timeout as error:

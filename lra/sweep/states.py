@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lra.overview import step_of
-from lra.record import FILENAME, Record, read_record
+from lra.record import FILENAME, Record, is_held, read_record
 from lra.sweep.manifest import Entry, Sweep
 
 ALIVE = ("queued", "running", "unknown")
@@ -110,13 +110,16 @@ def _state(sweep: Sweep, entry: Entry, index: int, packs: list[dict[str, Any]], 
     if entry.pack is None:
         return State(entry, status, message, record)
     file, job = packs[entry.pack], sweep.jobs[entry.pack]
+    if status != "ok" and (alive is None or job not in alive) and is_held(directory):
+        return State(entry, "running", "by another sweep or shell", record)
     if str(index) in file.get("ended", {}):
         return State(entry, status, message, record)
     if alive is None and status != "ok" and not file.get("over"):
         return State(entry, "unknown", "the scheduler does not answer", record)
     if alive is None or job not in alive:
         if status == "lost":
-            message = f"its job ended without a record; see {sweep.folder / 'jobs'}"
+            how = "was stopped before this cell began" if file.get("stopped") else "ended without a record"
+            message = f"its job {how}; see {sweep.folder / 'jobs'}"
         return State(entry, status, message, record)
     if alive[job] == "running" and file.get("now") == index:
         step, steps = step_of(directory.with_name(f"{directory.name}.log"))

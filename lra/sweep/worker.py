@@ -5,17 +5,27 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
 from lra import provenance
-from lra.launcher import CONTINUES, Job, run_job
-from lra.record import write_json
+from lra.launcher import CONTINUES, Job, keep, run_job
+from lra.record import is_held, write_json
+from lra.sweep.states import QUESTION_SECONDS
+
+PATIENCE_SECONDS = 60.0
+"""How long a job that has nothing else to do waits for cells that another process trains."""
 
 
 @dataclass
@@ -41,18 +51,39 @@ class Pack:
             "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
             provenance.AT_SUBMISSION: self.code,
         }
-        try:
-            for index, job in enumerate(self.jobs):
-                if str(index) not in state["ended"]:
-                    self._run(index, job, state, environment)
-        finally:
-            shutil.rmtree(cache, ignore_errors=True)
-        self._write(state | {"now": None, "over": True})
+        with _asked_to_end() as asked:
+            try:
+                for index in self._order(state, asked):
+                    self._run(index, self.jobs[index], state, environment)
+            finally:
+                shutil.rmtree(cache, ignore_errors=True)
+            again = asked.is_set() and _requeued()
+        self._write(state | {"now": None, "over": not again, "stopped": asked.is_set()})
         return [state["ended"].get(str(index), "stopped") for index in range(len(self.jobs))]
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit runs after a preemption or a time limit: the same; `state` knows what is done."""
         return DelayedSubmission(self)
+
+    def _order(self, state: dict[str, Any], asked: threading.Event) -> Iterator[int]:
+        """The cells that have not ended, until asked to end; those that another process trains come last."""
+        held = []
+        for index, job in enumerate(self.jobs):
+            if asked.is_set():
+                return
+            if str(index) in state["ended"]:
+                continue
+            if is_held(job.directory):
+                held.append(index)
+            else:
+                yield index
+        end = time.monotonic() + PATIENCE_SECONDS
+        for index in held:
+            while is_held(self.jobs[index].directory) and time.monotonic() < end and not asked.wait(1):
+                pass
+            if asked.is_set():
+                return
+            yield index
 
     def _run(self, index: int, job: Job, state: dict[str, Any], environment: dict[str, str]) -> None:
         stored = job.stored
@@ -65,7 +96,11 @@ class Pack:
             state["begun"].append(index)
         self._write(state | {"now": index})
         job.directory.parent.mkdir(parents=True, exist_ok=True)
-        status = run_job(job, environment=environment)["status"]
+        try:
+            status = run_job(job, environment=environment)["status"]
+        except UncompletedJobError:  # submitit: one time limit too many
+            keep(job, "timeout", "its job reached its time limit too often; the command continues it")
+            raise
         if status not in CONTINUES:  # else the node may be going down: where the job is requeued, the cell continues
             state["ended"][str(index)] = status
         self._write(state)
@@ -90,3 +125,34 @@ class Pack:
 
     def _write(self, state: dict[str, Any]) -> None:
         write_json(self.state, state)
+
+
+@contextlib.contextmanager
+def _asked_to_end() -> Iterator[threading.Event]:
+    """Set when SIGTERM comes, which SLURM sends to a job and its cells before it kills them."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _requeued() -> bool:
+    """Ask for this job to run again, unless SLURM ends it for good: whether it will.
+
+    A job that `scancel` or its limit ends is no longer `RUNNING` when it hears of it. One that is preempted with a
+    grace time is, and if it just ended early, SLURM would count it as completed.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    try:
+        question = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+        state = subprocess.run(question, capture_output=True, text=True, timeout=QUESTION_SECONDS, check=True).stdout
+        if state.strip() != "RUNNING":
+            return False
+        subprocess.run(["scontrol", "requeue", job], timeout=QUESTION_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True

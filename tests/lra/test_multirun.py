@@ -2,7 +2,6 @@
 
 import io
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -143,22 +142,18 @@ def test_a_limit_that_is_no_time_is_a_mistake(data_root: Path, tmp_path: Path, c
 
 
 def test_a_sweep_leaves_no_record_in_a_cell_that_another_one_trains(data_root: Path, tmp_path: Path, monkeypatch):
-    """The other process writes it."""
-    held = threading.Event()
-    whole = launcher._wait
-
-    def wait(process, limit):
-        held.set()
-        return whole(process, limit)
-
-    monkeypatch.setattr(launcher, "_wait", wait)
+    """The other process writes it, and the log; also where it took the cell just after the sweep had looked."""
     monkeypatch.setattr(launcher, "RUN", tmp_path / "missing.py")
     cell = Cell("none", "listops", "small", "demo", 0)
     job = launcher.Job(cell, False, [], config=type("C", (), {"results_dir": tmp_path, "resolved": {}})())  # type: ignore
     job.directory.parent.mkdir(parents=True)
     with FileLock(lock_of(job.directory)):
-        assert launcher.run_job(job)["status"] == "error"
-    assert held.is_set()
+        assert "is being trained by another process" in launcher.run_job(job)["message"]
+        assert not job.log.exists()
+        with monkeypatch.context() as just_after:
+            just_after.setattr(launcher, "is_held", lambda directory: False)
+            assert launcher.run_job(job)["status"] == "error"
+        assert job.log.exists()
     assert not records(tmp_path)
     launcher.run_job(job)
     assert [r["status"] for r in records(tmp_path)] == ["error"]

@@ -179,14 +179,33 @@ def test_a_validation_soon_after_a_save_leaves_no_file_unless_it_is_the_best(tmp
     callback = Checkpoints(tmp_path)
     saved, curve = [], []
     module.curve = curve
+    trainer.save_checkpoint = lambda path: path.write_text("whole")
     for step, correct in ((1, 3), (2, 3), (3, 4), (4, 4), (5, 4)):
         module.step = step
         curve.append({"step": step, "validation_correct": correct})
-        trainer.save_checkpoint.reset_mock()
         callback.on_train_epoch_end(trainer, module)
-        saved.append([call.args[0].name for call in trainer.save_checkpoint.call_args_list])
+        saved.append(sorted(path.name for path in tmp_path.iterdir()))
+        for path in tmp_path.iterdir():
+            path.unlink()
     assert saved == [["best.ckpt", "last.ckpt"], [], ["best.ckpt", "last.ckpt"], [], ["last.ckpt"]]
     assert callback.saved_step == 5
+
+
+def test_a_save_that_fails_half_way_leaves_the_old_checkpoint_and_no_litter(tmp_path: Path):
+    trainer, module = mock.Mock(spec=Trainer), mock.Mock(spec=CellModule, training_config=mock.Mock(steps=1), step=1)
+    trainer.strategy.broadcast.side_effect = lambda decision: decision
+    module.curve = [{"step": 1, "validation_correct": 3}]
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).write_text("old")
+
+    def fills_the_disk(path: Path) -> None:
+        path.write_text("ha")
+        raise OSError(28, "No space left on device")
+
+    trainer.save_checkpoint = fills_the_disk
+    with pytest.raises(OSError, match="No space left"):
+        Checkpoints(tmp_path).on_train_epoch_end(trainer, module)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"best.ckpt": "old", "last.ckpt": "old"}
 
 
 def test_an_interrupted_cell_says_where_it_will_continue(data_root: Path, tmp_path: Path, monkeypatch):

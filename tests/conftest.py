@@ -20,3 +20,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One data folder for all tiny cells of a test process, so that the expressions are made once."""
     return tmp_path_factory.mktemp("data")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names what ran on a real SLURM, so that a log shows that it did."""
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call" and "/cluster/" in report.nodeid:
+            name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+            terminalreporter.write_line(f"on a real SLURM: {name} ({report.duration:.0f} s)")

@@ -5,6 +5,10 @@ from typing import Any
 
 from lra.errors import UserError
 
+SHORTEST_MINUTES = 5
+"""submitit asks SLURM for a warning 90 s before the limit, which may come a minute earlier: a shorter job would hear it
+while Python still starts, and die of it."""
+
 
 @dataclass
 class Settings:
@@ -40,6 +44,9 @@ class Settings:
             value = getattr(self, key)
             if type(value) is not int or value < 0:
                 raise _impossible(key, value, "it must be an integer >= 0")
+        if self.cluster == "slurm" and self.minutes < SHORTEST_MINUTES:
+            allowed = f"SLURM warns a job up to 2.5 minutes before its end, it must be at least {SHORTEST_MINUTES}"
+            raise _impossible("minutes", self.minutes, allowed)
         if not isinstance(self.memory_gb, int | float) or self.memory_gb <= 0:
             raise _impossible("memory_gb", self.memory_gb, "it must be a positive number")
 

@@ -1,26 +1,21 @@
 """A sweep on a cluster: packed, submitted, looked after from another shell, preempted, retried."""
 
-import contextlib
 import json
 import os
 import signal
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
-import run as entry
-from cells import TINY, records, tiny
+from cells import records, tiny
 from records import record as made
 from records import store
+from sweeps import cells, look, outcome, submit, until
 
 from lra import launcher, provenance
 from lra.launcher import Job
 from lra.record import FILENAME, Cell, write_json
 from lra.sweep import manifest, states, submission
-from lra.sweep.command import main
 from lra.sweep.worker import Pack
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_slurm"
@@ -41,30 +36,6 @@ def held(slurm: Path, monkeypatch) -> Path:
     """The same, with a queue in which nothing moves."""
     monkeypatch.setenv("FAKE_SLURM_HOLDS", "1")
     return slurm
-
-
-def sweep(*arguments: str) -> int:
-    """`python scripts/sweep.py <arguments>` in this process; its exit code."""
-    with mock.patch.object(sys, "argv", ["sweep.py"]), contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict("os.environ"))
-        return main(arguments, entry.main)
-
-
-def submit(results: Path, data_root: Path, *arguments: str) -> int:
-    fixed = (f"results_dir={results}", f"data.root={data_root}", "hydra.launcher.gpus=0")
-    return sweep("submit", "--name", "one", *TINY, *fixed, *arguments)
-
-
-def look(results: Path, verb: str, *arguments: str) -> int:
-    return sweep(verb, "one", "--results-dir", str(results), *arguments)
-
-
-def outcome(results: Path) -> dict[str, str]:
-    return {state.entry.cell.name.partition("+")[0]: state.what for state in states.of(manifest.read(results, "one"))}
-
-
-def cells(results: Path) -> list[Cell]:
-    return [entry.cell for entry in manifest.read(results, "one").current]
 
 
 def finish(results: Path, cell: Cell, **values) -> None:
@@ -122,6 +93,7 @@ def test_an_estimate_is_that_of_the_same_row_on_a_named_device():
     [
         ("hydra.launcher.cells_per_job=0", "hydra.launcher.cells_per_job=0 is not possible; it must be a positive"),
         ("hydra.launcher.minutes=1.5", "hydra.launcher.minutes=1.5 is not possible"),
+        ("hydra.launcher.minutes=2", "hydra.launcher.minutes=2 is not possible; SLURM warns a job up to 2.5 minutes"),
         ("hydra.launcher.cluster=lsf", "hydra.launcher.cluster=lsf is not possible; use slurm or local"),
         ("hydra.launcher.name=a/b", "hydra.launcher.name=a/b is not possible; it must be letters"),
         ("hydra.launcher.partitoin=x", "hydra.launcher.partitoin"),
@@ -322,13 +294,6 @@ def test_a_cell_that_a_scheduler_stops_is_preempted_not_failed(number: int, tmp_
 
 
 # As a whole
-
-
-def until(condition, seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

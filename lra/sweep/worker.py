@@ -148,11 +148,11 @@ def _requeued() -> bool:
     if job is None:
         return False
     try:
-        question = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-        state = subprocess.run(question, capture_output=True, text=True, timeout=QUESTION_SECONDS, check=True).stdout
-        if state.strip() != "RUNNING":
+        question = ["squeue", "--noheader", f"--jobs={job}", "--format=%i %T"]
+        answer = subprocess.run(question, capture_output=True, text=True, timeout=QUESTION_SECONDS, check=True).stdout
+        if answer.split()[1:] != ["RUNNING"]:
             return False
-        subprocess.run(["scontrol", "requeue", job], timeout=QUESTION_SECONDS, check=True)
+        asked = subprocess.run(["scontrol", "requeue", job], timeout=QUESTION_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError):
         return False
-    return True
+    return asked.returncode <= 0  # below: SLURM ends the job, and with it the program that asked

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweeps import until
@@ -53,7 +54,10 @@ SlurmdTimeout=300
 KillWait=30
 MinJobAge=300
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} State=UNKNOWN
-PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes={host} Default=YES PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes={host} PriorityTier=2
 """
 
 
@@ -94,9 +98,10 @@ class Cluster:
         for name in ("slurmd", "slurmctld", "munged"):
             self._end(name)
 
-    def ask(self, *command: str) -> str:
+    def ask(self, *command: str, seconds: float = 30) -> str:
         """What a command of SLURM says; empty where it fails."""
-        answer = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30, check=False)
+        how: dict[str, Any] = {"capture_output": True, "text": True, "timeout": seconds, "check": False}
+        answer = subprocess.run(command, env=self.environment, **how)
         return answer.stdout.strip()
 
     def said(self) -> str:
@@ -156,7 +161,10 @@ def slurm() -> Iterator[Cluster]:
         environment.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         cluster = Cluster(folder)
         try:
-            cluster.start()
+            try:
+                cluster.start()
+            except (AssertionError, OSError) as error:
+                pytest.skip(f"SLURM does not start here: {error}")
             yield cluster
         finally:
             cluster.stop()

@@ -3,6 +3,7 @@
 import multiprocessing
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from records import record, store, store_and_refresh
 from rows import parsed, records_strategy
 
 from lra import report
-from lra.record import Record
+from lra.record import Cell, Record
 
 ROOT = Path(__file__).parents[2]
 quick = settings(max_examples=12, deadline=None)
@@ -29,6 +30,20 @@ def test_tables_are_byte_identical_whatever_the_order(records: list[Record], ran
     assert report.to_csv(one.leaderboard) == report.to_csv(other.leaderboard)
     assert report.to_csv(one.summary) == report.to_csv(other.summary)
     assert one.problems == other.problems
+
+
+@quick
+@given(records_strategy, st.lists(st.sampled_from([1, 1, 0, 2, "1", None, True]), min_size=25, max_size=25))
+def test_records_of_unknown_schemas_are_named_and_change_no_table(records: list[Record], schemas: list) -> None:
+    """Also where every record is one, and the tables are those of an empty store."""
+    stored = {Cell.of(made).directory(""): made | {"schema": schema} for made, schema in zip(records, schemas)}  # noqa: B905
+    known = [made for made in stored.values() if made["schema"] is not True and made["schema"] == 1]
+    with tempfile.TemporaryDirectory() as folder:
+        store(folder, *stored.values())
+        tables, expected = report.refresh(folder), report.build(known)
+    assert report.to_csv(tables.leaderboard) == report.to_csv(expected.leaderboard)
+    assert report.to_csv(tables.summary) == report.to_csv(expected.summary)
+    assert sum("is unknown; this version reads" in line for line in tables.problems) == len(stored) - len(known)
 
 
 def test_without_records_the_tables_are_their_headers(tmp_path: Path) -> None:

@@ -1,14 +1,44 @@
 """The summary averages only what is complete and compares only what compares."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
+from hypothesis import given, settings
 from records import record
-from rows import only, summary
+from rows import leaderboard, only, records_strategy, summary
 
 from lra import report
+from lra.record import Record
 
 LRA = ["listops", "text", "retrieval", "image", "pathfinder"]
+
+quick = settings(max_examples=12, deadline=None)
+
+
+def the_value(rows: list[dict[str, str]]) -> str:
+    """Of the leaderboard's rows of a cell of the summary: the only accuracy; none where there is none, or several."""
+    present = [row["accuracy_mean"] for row in rows if row["accuracy_mean"]]
+    return present[0] if len(present) == 1 else ""
+
+
+@quick
+@given(records_strategy)
+def test_a_cell_is_the_one_accuracy_of_its_kind_or_empty_and_an_average_is_of_full_rows(records: list[Record]) -> None:
+    """Nothing missing is zero, and no protocol, budget, data or device enters another one's cell or average."""
+    rows, suites = leaderboard(*records), {"both": ["listops", "text"], "one": ["image_fashion"]}
+    for suite, tasks in suites.items():
+        with mock.patch.object(report, "suites", return_value=suites):
+            table = summary(*records, suite=suite)
+        for found in table:
+            kind = {key: found[key] for key in ("attention", "protocol", "budget", "device")}
+            same = [row for row in rows if kind.items() <= row.items()]
+            values = [the_value([row for row in same if row["task"] == task]) for task in tasks]
+            assert [found[task] for task in tasks] == values
+            full = all(values)
+            assert bool(found["average"]) == full
+            if full:
+                assert float(found["average"]) == pytest.approx(sum(map(float, values)) / len(tasks), abs=1e-3)
 
 
 def test_average_and_rank_only_where_the_row_is_complete_in_its_suite() -> None:

@@ -252,6 +252,25 @@ def test_a_cell_stopped_with_its_node_continues_when_the_job_is_requeued(tmp_pat
     assert pack(tmp_path, [])() == ["ok", "nan"]
 
 
+@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("COMPLETING", False)])
+def test_a_job_that_is_asked_to_end_begins_no_further_cell(
+    state: str, requeued: bool, slurm: Path, tmp_path: Path, monkeypatch
+):
+    """It asks to run again only where SLURM does not end it for good: where it is preempted with a grace time."""
+
+    def run_job(job: Job, environment) -> dict:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made("mra", status="interrupted")
+
+    monkeypatch.setattr("lra.sweep.worker.run_job", run_job)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (slurm / "7.state").write_text(state)
+    assert pack(tmp_path, [])() == ["stopped", "stopped"]
+    left = json.loads((tmp_path / "pack0.json").read_text())
+    assert (left["begun"], left["ended"], left["stopped"], left["over"]) == ([0], {}, True, not requeued)
+    assert (slurm / "7.requeue").exists() == requeued
+
+
 def test_cells_of_a_job_share_what_is_compiled_in_a_folder_of_its_own(tmp_path: Path, monkeypatch):
     caches = []
 

@@ -8,7 +8,6 @@ from unittest import mock
 import pytest
 
 import run as entry
-
 from lra import cli
 from lra.module import CellModule
 from lra.record import FILENAME, Record, read_record, read_records

@@ -121,7 +121,7 @@ class Layer:
     def __init__(self, protocol: Protocol, case: Case, core: Attention, device: torch.device):
         seed_all(0, "init")
         sizes = protocol.model
-        self.block = Block(sizes["dim"], sizes["ffn_dim"], 0.0, core).to(device).train()
+        self.block = Block(sizes["dim"], sizes["ffn_dim"], 0.0, core, bias=True).to(device).train()
         self.shape, self.device = (case.length, sizes["dim"]), device
 
     def call(self, batch: int) -> Step:

@@ -35,7 +35,9 @@ def load(**groups):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize(("protocol", "budget"), [*((name, "published") for name in PROTOCOLS), ("small", "demo")])
+@pytest.mark.parametrize(
+    ("protocol", "budget"), [*((p, "published") for p in PROTOCOLS), ("small", "demo"), ("small", "steps")]
+)
 def test_every_task_has_a_complete_protocol_and_budget(task, protocol, budget):
     loaded = load(task=task, protocol=protocol, budget=budget, attention="none")
     built = tasks.build(task, **loaded.task_options)

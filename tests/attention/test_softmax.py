@@ -58,18 +58,6 @@ def test_tiles_hold_every_pair_of_real_tokens_and_skip_what_has_none(kind: str):
     assert torch.equal(tiles(mask).to_dense()[:, 0].bool(), some[:, :, None] & some[:, None, :])
 
 
-def test_the_record_says_which_path_takes_the_masked_calls():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    module = attention.build("softmax", num_heads=2, head_dim=32, max_length=64)
-    assert [module.implementation(cpu, True), module.implementation(cuda), module.implementation(cuda, True)] == [
-        "sdpa",
-        "sdpa",
-        "flex",
-    ]
-    causal = attention.build("softmax", num_heads=2, head_dim=32, max_length=64, causal=True)
-    assert causal.implementation(cuda, True) == "sdpa"
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("length", "kind"), [(300, "suffix"), (512, "suffix"), (300, "scattered"), (300, "empty")])

@@ -28,7 +28,10 @@ from kernels.lln.triton import read_features
 from kernels.lln.triton_keys import WIDEST_HELD, keys_backward, summarise
 
 # By padded head dimension.
-QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(128, 8, 2), 128: Config(64, 8, 1)}
+QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2, 168), 128: Config(64, 8, 1)}
+
+PROGRAMS = 264
+"""As `kernels.common.launch.PROGRAMS`, for the passes over queries, whose registers let two run side by side."""
 
 BALANCE_SLOTS = 4096
 """Partials that the finishing program reads at once."""
@@ -165,7 +168,7 @@ def forward(
     out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
     choice = torch.empty(batch * heads, length, dtype=torch.int32, device=q.device)
     config = QUERIES[width]
-    splits, chunk = split(length, config.rows, batch * heads)
+    splits, chunk = split(length, config.rows, batch * heads, PROGRAMS)
     counts, probabilities = (torch.empty(batch * splits, heads, block, **options) for _ in range(2))
     queries_kernel[(batch * heads * splits,)](
         q, *strides(q), *mask_arguments(key_mask, q), context if router is None else router,
@@ -198,7 +201,7 @@ def backward(
     block = triton.next_power_of_2(count)
     options = dict(dtype=state_dtype(q.dtype), device=q.device)
     config = QUERIES_BACKWARD[width]
-    splits, chunk = split(length, config.rows, batch * heads)
+    splits, chunk = split(length, config.rows, batch * heads, PROGRAMS)
     grad_q = torch.empty_like(q)
     grad_context = torch.empty(batch * heads * count, splits, width, width, **options)
     shift = torch.empty(batch * heads * count, splits, width, **options)

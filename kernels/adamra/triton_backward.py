@@ -13,6 +13,7 @@ The choice of padded queries is −1, so that it also serves as the mask.
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# ruff: noqa: RUF005  (Triton's tuples grow by +; it knows no unpacking)
 
 import torch
 import triton
@@ -23,10 +24,10 @@ from kernels.adamra.triton_route import load_scalars, load_vectors, pick, route
 from kernels.common.launch import Config, arithmetic
 from kernels.common.tiles import load_rows, place, product, real_rows, store_rows, widened
 from kernels.lln.triton import read_features
-from kernels.lln.triton_keys import merge_gradients, merge_gradients_kernel, row_block
+from kernels.lln.triton_keys import WIDEST_HELD, merge_gradients, merge_gradients_kernel, row_block
 
 # By padded head dimension.
-QUERIES_BACKWARD = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 8, 2), 128: Config(32, 16, 1)}
+QUERIES_BACKWARD = {16: Config(64, 4, 5), 32: Config(64, 4, 5), 64: Config(64, 4, 2), 128: Config(32, 16, 1)}
 
 ROUTER_SLOTS = 2048
 """Numbers that a program which finishes the router's gradient reads at once."""
@@ -85,30 +86,43 @@ def queries_backward_kernel(
     mask_ptr += b * mask_b
     COLUMNS: tl.constexpr = max(16, 2 * BLOCK_R)
     STACK: tl.constexpr = BLOCK_R * BLOCK_D
+    STACKED: tl.constexpr = BLOCK_D <= WIDEST_HELD
     EXACT: tl.constexpr = ROUTED and SCALED and OPERAND != COMPUTE
     offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     column, stacked = tl.arange(0, COLUMNS), tl.arange(0, STACK)
     alphas = load_scalars(alpha_ptr, R, COMPUTE)
-    log_masses = load_vectors(log_mass_ptr + head * R * 3 * BLOCK_D, 3 * BLOCK_D, R, BLOCK_D, BLOCK_D, COMPUTE)
+    log_mass_ptr += head * R * 3 * BLOCK_D
+    router_ptr += h * R * HEAD_DIM
+    HELD: tl.constexpr = BLOCK_D < WIDEST_HELD
+    if HELD:
+        log_masses = load_vectors(log_mass_ptr, 3 * BLOCK_D, R, BLOCK_D, BLOCK_D, COMPUTE)
     # [C⁰ᵀ; C¹ᵀ; …], row r · D + d, column l
     transposed = (stacked[:, None] // BLOCK_D * BLOCK_D + offset_d[None, :]) * BLOCK_D + stacked[:, None] % BLOCK_D
     exists = stacked[:, None] < R * BLOCK_D
     state = head * R * BLOCK_D * BLOCK_D
-    context = tl.load(context_ptr + state + transposed, mask=exists, other=0.0)
-    rounded = context.to(OPERAND)
-    rest = (context - rounded.to(COMPUTE)).to(OPERAND)
+    square = offset_d[:, None] * BLOCK_D + offset_d[None, :]
+    if STACKED:
+        context = tl.load(context_ptr + state + transposed, mask=exists, other=0.0)
+        rounded = context.to(OPERAND)
+        rest = (context - rounded.to(COMPUTE)).to(OPERAND)
     if ROUTED:
-        router = load_vectors(router_ptr + h * R * HEAD_DIM, HEAD_DIM, R, HEAD_DIM, BLOCK_D, COMPUTE)
+        if HELD:
+            router = load_vectors(router_ptr, HEAD_DIM, R, HEAD_DIM, BLOCK_D, COMPUTE)
         pulls = load_scalars(pull_ptr + h * BLOCK_R, R, COMPUTE)
         grad_balance = tl.load(grad_balance_ptr).to(COMPUTE)
         row = column % BLOCK_R
         inside = (row < R)[:, None] & (offset_d < HEAD_DIM)[None, :]
-        weights = router_ptr + (h * R + row)[:, None] * HEAD_DIM + offset_d[None, :]
+        weights = router_ptr + row[:, None] * HEAD_DIM + offset_d[None, :]
         weights = tl.load(weights, mask=inside, other=0.0).to(COMPUTE)
         weights_rounded = weights.to(OPERAND)
         weights_rest = (weights - weights_rounded.to(COMPUTE)).to(OPERAND)
         choice_ptr += head * length
-    grad_context = tl.zeros((STACK, BLOCK_D), COMPUTE)
+    if STACKED:
+        grad_context = tl.zeros((STACK, BLOCK_D), COMPUTE)
+    else:
+        grad_contexts = ()
+        for _r in tl.static_range(R):
+            grad_contexts = grad_contexts + (tl.zeros((BLOCK_D, BLOCK_D), COMPUTE),)
     shift, grad_router = tl.zeros((COLUMNS, BLOCK_D), COMPUTE), tl.zeros((COLUMNS, BLOCK_D), COMPUTE)
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
         keep = start + offset_n < length
@@ -119,17 +133,33 @@ def queries_backward_kernel(
             choice = tl.zeros((BLOCK_N,), tl.int32) + h % R
             real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         narrow = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
-        grad = load_stacked(grad_ptr, grad_n, start, offset_n, choice, real, HEAD_DIM, BLOCK_R, BLOCK_D)
         q = widened(narrow, BLOCK_D, COMPUTE, OPERAND, PRECISION)
-        reading = product(grad, rounded, COMPUTE, OPERAND, PRECISION)
-        if EXACT:
-            reading += product(grad, rest, COMPUTE, OPERAND, PRECISION)
+        if STACKED:
+            grad = load_stacked(grad_ptr, grad_n, start, offset_n, choice, real, HEAD_DIM, BLOCK_R, BLOCK_D)
+            reading = product(grad, rounded, COMPUTE, OPERAND, PRECISION)
+            if EXACT:
+                reading += product(grad, rest, COMPUTE, OPERAND, PRECISION)
+        else:  # too wide to hold the contexts of all resolutions
+            grads, reading = (), tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
+            for r in tl.static_range(R):
+                mine = real & (choice == r)
+                grads = grads + (load_rows(grad_ptr, grad_n, start, offset_n, mine, HEAD_DIM, BLOCK_D),)
+                context = tl.load(context_ptr + state + r * BLOCK_D * BLOCK_D + square)
+                rounded = context.to(OPERAND)
+                reading += product(grads[r], tl.trans(rounded), COMPUTE, OPERAND, PRECISION)
+                if EXACT:
+                    rest = (context - rounded.to(COMPUTE)).to(OPERAND)
+                    reading += product(grads[r], tl.trans(rest), COMPUTE, OPERAND, PRECISION)
         gate = tl.full((BLOCK_N,), 1.0, COMPUTE)
         if ROUTED:
+            if not HELD:
+                router = load_vectors(router_ptr, HEAD_DIM, R, HEAD_DIM, BLOCK_D, COMPUTE)
             _, shares = route(q, router, R, BLOCK_N, COMPUTE, PRECISION)
             if SCALED:
                 gate = pick(choice, shares[0], shares, R)
         alpha = pick(choice, tl.full((BLOCK_N,), 1.0, COMPUTE) * alphas[0], alphas, R)
+        if not HELD:
+            log_masses = load_vectors(log_mass_ptr, 3 * BLOCK_D, R, BLOCK_D, BLOCK_D, COMPUTE)
         log_mass = tl.broadcast_to(log_masses[0][None, :], (BLOCK_N, BLOCK_D))
         for r in tl.static_range(1, R):
             log_mass = tl.where((choice == r)[:, None], log_masses[r][None, :], log_mass)
@@ -139,7 +169,14 @@ def queries_backward_kernel(
         grad_q = gated * (reading * alpha[:, None] - (alpha * grad_gate)[:, None])
 
         gated = gated.to(OPERAND)
-        grad_context += product(tl.trans(grad), gated, COMPUTE, OPERAND, PRECISION)
+        if STACKED:
+            grad_context += product(tl.trans(grad), gated, COMPUTE, OPERAND, PRECISION)
+        else:
+            new_contexts = ()
+            for r in tl.static_range(R):
+                more = product(tl.trans(gated), grads[r], COMPUTE, OPERAND, PRECISION)
+                new_contexts = new_contexts + (grad_contexts[r] + more,)
+            grad_contexts = new_contexts
         deltas = tl.where(choice[:, None] == column[None, :] % BLOCK_R, -grad_gate[:, None], 0.0)
         deltas = split_columns(deltas, BLOCK_R, COLUMNS, COMPUTE, OPERAND)
         shift += product(tl.trans(deltas), gated, COMPUTE, OPERAND, PRECISION)
@@ -161,9 +198,13 @@ def queries_backward_kernel(
             grad_router += product(tl.trans(routing), narrow, COMPUTE, OPERAND, PRECISION)
         store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)
     slot = head * R * splits + part
-    place_context = slot + stacked[:, None] // BLOCK_D * splits
-    square = offset_d[None, :] * BLOCK_D + stacked[:, None] % BLOCK_D
-    tl.store(grad_context_ptr + place_context * BLOCK_D * BLOCK_D + square, grad_context, mask=exists)
+    if STACKED:
+        position = (slot + stacked[:, None] // BLOCK_D * splits) * BLOCK_D * BLOCK_D
+        position += offset_d[None, :] * BLOCK_D + stacked[:, None] % BLOCK_D
+        tl.store(grad_context_ptr + position, grad_context, mask=exists)
+    else:
+        for r in tl.static_range(R):
+            tl.store(grad_context_ptr + (slot + r * splits) * BLOCK_D * BLOCK_D + square, grad_contexts[r])
     row = tl.arange(0, BLOCK_R)[:, None]
     shift = tl.sum(tl.reshape(shift, (COLUMNS // BLOCK_R, BLOCK_R, BLOCK_D)), axis=0)
     tl.store(shift_ptr + (slot + row * splits) * BLOCK_D + offset_d[None, :], shift, mask=row < R)

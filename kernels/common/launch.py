@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 PROGRAMS = 528
-"""Programs that a pass over tokens aims at: four for each of an H100's 132 multiprocessors."""
+"""Most programs of a pass over tokens, as far as it can choose: four for each of an H100's 132 multiprocessors."""
 
 MAX_SPLITS = 64
 """Slots of partial sums that one program of a reduction reads at once."""
@@ -68,13 +68,14 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def split(length: int, tile: int, sequences: int) -> tuple[int, int]:
+def split(length: int, tile: int, sequences: int, programs: int = PROGRAMS) -> tuple[int, int]:
     """Parts of a sequence that run side by side, and tokens in each, a multiple of `tile`.
 
+    All parts of all sequences are `programs` at most, so that they run at once: a few more would take twice as long.
     A function of the shape alone, so that the order of every sum, and with it every bit, repeats.
     """
     tiles = triton.cdiv(length, tile)
-    parts = min(tiles, MAX_SPLITS, max(1, triton.cdiv(PROGRAMS, sequences)))
+    parts = min(tiles, MAX_SPLITS, max(1, programs // sequences))
     chunk = triton.cdiv(tiles, parts) * tile
     return triton.cdiv(length, chunk), chunk
 

@@ -37,8 +37,8 @@ SUMMARY = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(64, 4, 2), 1
 BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 1)}
 
 # The same at several rates.
-SUMMARY_RATES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(128, 8, 2), 128: Config(64, 16, 1)}
-BACKWARD_RATES = {16: Config(64, 2, 2), 32: Config(64, 2, 2), 64: Config(128, 8, 1), 128: Config(64, 16, 1)}
+SUMMARY_RATES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(64, 4, 3), 128: Config(64, 16, 1)}
+BACKWARD_RATES = {16: Config(64, 2, 2), 32: Config(64, 2, 2), 64: Config(32, 4, 2), 128: Config(64, 16, 1)}
 
 LOWEST = tl.constexpr(-1e29)
 """Running maximum before any real key: above NEVER, so that a padded key weighs exp(NEVER − LOWEST) = 0."""

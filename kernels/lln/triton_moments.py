@@ -29,7 +29,7 @@ from kernels.lln.moments import SMALLEST_SPREAD
 from kernels.lln.triton_windows import shares_of_windows, window_shares, window_starts, window_sums, windows
 
 TILES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(128, 4, 2), 128: Config(64, 8, 2)}
-TILES_RATES = {16: Config(128, 4, 2), 32: Config(128, 4, 3), 64: Config(128, 8, 2), 128: Config(64, 8, 2)}
+TILES_RATES = {16: Config(128, 4, 3, 128), 32: Config(128, 4, 3, 128), 64: Config(64, 4, 3), 128: Config(64, 8, 2)}
 
 SLOTS = 1024
 """Partials that the finishing program reads at once."""

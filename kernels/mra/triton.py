@@ -1,15 +1,15 @@
-"""MRA-2 and MRA-2-s in Triton: the forward pass over the refined pairs, and how its tiles are gathered.
+"""MRA-2 and MRA-2-s in Triton: the forward pass over the refined pairs, and how lists of blocks are walked.
 
 With b tokens a block, m refined pairs and nb blocks in each of B·H heads, a call costs
 
     forward    5 touches of one (B, H, N, D) tensor (pool: q, k, v; attend: q, out), 2 m b D numbers of k, v gathered
     selection  nb² scores a head (triton_select): 1, 4, 17 MB at N = 1024, 4096, 16384 of the table, written once, read
-               twice, and six times more where there are over 128 blocks
+               once, and twice more where there are over 128 blocks; half of that once more for the coarse weights
     backward   9 touches, 4 m b D numbers of q, do, k, v gathered (triton_backward): 7 products of m tiles b × b × D
 
 so that at 8 blocks of 32 a row the 65,536 tiles of the table decide: 0.27 GB gathered and 67 million exponentials in
-each of three passes. A program owns one block of queries (in the backward pass also of keys) and walks its list,
-several blocks a step: every sum has one owner and one order.
+each of three passes. A program owns one block of queries (in the backward pass also of keys) and walks its list: every
+sum has one owner and one order. Its own tiles stay in registers, and the index of the next block is read a step ahead.
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
@@ -48,7 +48,14 @@ class Walk(NamedTuple):
 
 
 # By padded head dimension.
-ATTEND = {16: Walk(1, 3), 32: Walk(2, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
+ATTEND = {16: Walk(1, 3), 32: Walk(1, 3, 144), 64: Walk(2, 3), 128: Walk(4, 3)}
+
+
+@triton.jit
+def list_of(start_ptr, listed_ptr, head, block, side, budget):
+    """The lists of a head, the first slot of the list of `block` in them, and the slot behind its last."""
+    bound = start_ptr + head * (side + 1) + block
+    return listed_ptr + head * budget, tl.load(bound), tl.load(bound + 1)
 
 
 @triton.jit
@@ -92,13 +99,11 @@ def attend_kernel(
     k_ptr += b * k_b + wide_h * k_h
     v_ptr += b * v_b + wide_h * v_h
     mask_ptr += b * mask_b
-    listed_ptr += head * budget
     offset_n, offset_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
     real = real_rows(mask_ptr, mask_n, x * BLOCK, length, offset_n, HAS_MASK)
     q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, x * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
-    first = tl.load(start_ptr + head * (side + 1) + x)
-    last = tl.load(start_ptr + head * (side + 1) + x + 1)
+    listed_ptr, first, last = list_of(start_ptr, listed_ptr, head, x, side, budget)
     peak, mass = tl.full((BLOCK,), NEVER, COMPUTE), tl.zeros((BLOCK,), COMPUTE)
     total = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
     if FULL:

@@ -1,13 +1,14 @@
 """MRA-2 and MRA-2-s in Triton: the backward pass.
 
-With L_i the log-mass of query i, P_ij = e^{τ q_i·k_j − L_i}, δ_i = do_i·o_i, and for each block x of queries
-R_x = min L_i, u_x = Σ_i e^{R_x − L_i} do_i, t_x = Σ_i e^{R_x − L_i} δ_i, the unrefined pairs need block rows only:
+With L_i the log-mass of query i, P_ij = e^{τ q_i·k_j − L_i} and δ_i = do_i·o_i. The unrefined pairs need block rows
+only: with the weights W_xy = c_y e^{S_xy − p_x} ≤ c_y and p_x = max S_xy that the forward pass leaves (triton_lists),
+and u_x = Σ_i e^{p_x − L_i} do_i, t_x = Σ_i e^{p_x − L_i} δ_i over the queries of block x, where p_x ≤ L_i,
 
-    E_xy = c_y e^{S_xy − R_x} ≤ 1,  dS_xy = E_xy (u_x·v̄_y − t_x),
-    dq̄_x = τ Σ_y dS_xy k̄_y,  dk̄_y = τ Σ_x dS_xy q̄_x,  dv̄_y = Σ_x E_xy u_x,  each shared by the tokens of its block.
+    dS_xy = W_xy (u_x·v̄_y − t_x),
+    dq̄_x = τ Σ_y dS_xy k̄_y,  dk̄_y = τ Σ_x dS_xy q̄_x,  dv̄_y = Σ_x W_xy u_x,  each shared by the tokens of its block.
 
-    transpose  the list of every key block (triton_select)
-    summarise  δ, and R, u, t: 2 touches
+    columns    the list of every key block (triton_lists)
+    summarise  δ, and u, t: 2 touches
     coarse     dq̄, dk̄, dv̄
     queries    dq of a block over its list: 3 touches, 3 products a tile
     keys       dk and dv of a block over its list: 4 touches, 4 products a tile
@@ -24,14 +25,14 @@ from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, strides
 from kernels.common.tiles import LOG2E, load_rows, place, product, real_rows, store_rows
-from kernels.mra.triton import Walk, is_dense, listed_block, operand, real_listed
+from kernels.mra.triton import Walk, is_dense, list_of, listed_block, operand, real_listed
 from kernels.mra.triton_lists import Selection, transpose
 from kernels.mra.triton_pool import fill_rows, load_means
 
 # By padded head dimension.
-QUERIES = {16: Walk(1, 3), 32: Walk(2, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
+QUERIES = {16: Walk(1, 3), 32: Walk(1, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
 COARSE = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (32, 32, 4, 2)}
-KEYS = {16: Walk(1, 3), 32: Walk(2, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
+KEYS = {16: Walk(1, 3), 32: Walk(1, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
 
 
 @triton.jit
@@ -128,7 +129,6 @@ def queries_kernel(
     k_ptr += b * k_b + wide_h * k_h
     v_ptr += b * v_b + wide_h * v_h
     mask_ptr += b * mask_b
-    listed_ptr += head * budget
     offset_n, offset_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
     real = real_rows(mask_ptr, mask_n, x * BLOCK, length, offset_n, HAS_MASK)
@@ -136,8 +136,7 @@ def queries_kernel(
     grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, x * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
     row = (head * num_blocks + x) * BLOCK + offset_n
     log_mass, delta = tl.load(log_mass_ptr + row), tl.load(delta_ptr + row)
-    first = tl.load(start_ptr + head * (side + 1) + x)
-    last = tl.load(start_ptr + head * (side + 1) + x + 1)
+    listed_ptr, first, last = list_of(start_ptr, listed_ptr, head, x, side, budget)
     grad_q = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
     q, grad = operand(q, BLOCK_D, COMPUTE, OPERAND, PRECISION), operand(grad, BLOCK_D, COMPUTE, OPERAND, PRECISION)
     y = listed_block(listed_ptr, first, last)
@@ -181,7 +180,6 @@ def keys_kernel(
     q_ptr += b * q_b + wide_h * q_h
     grad_ptr += b * grad_b + wide_h * grad_h
     mask_ptr += b * mask_b
-    listed_ptr += head * budget
     log_mass_ptr += head * num_blocks * BLOCK
     delta_ptr += head * num_blocks * BLOCK
     offset_n, offset_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
@@ -189,8 +187,7 @@ def keys_kernel(
     real = real_rows(mask_ptr, mask_n, y * BLOCK, length, offset_n, HAS_MASK)
     k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, y * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
     v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, y * BLOCK, offset_n, real, HEAD_DIM, BLOCK_D)
-    first = tl.load(start_ptr + head * (side + 1) + y)
-    last = tl.load(start_ptr + head * (side + 1) + y + 1)
+    listed_ptr, first, last = list_of(start_ptr, listed_ptr, head, y, side, budget)
     grad_k, grad_v = tl.zeros((BLOCK, BLOCK_D), COMPUTE), tl.zeros((BLOCK, BLOCK_D), COMPUTE)
     k, v = operand(k, BLOCK_D, COMPUTE, OPERAND, PRECISION), operand(v, BLOCK_D, COMPUTE, OPERAND, PRECISION)
     x = listed_block(listed_ptr, first, last)

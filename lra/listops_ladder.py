@@ -21,12 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("scripts/ladder.py", description="Accuracy on ListOps by structure understood.")
     add = parser.add_argument
     add("data_root", nargs="?", default="results/data", type=Path, help="default: results/data")
-    add(
-        "--cell",
-        type=Path,
-        metavar="DIR",
-        help="a trained cell, results/runs/…/seed0: its accuracy by depth, by length",
-    )
+    add("--cell", type=Path, metavar="DIR", help="a trained cell, results/runs/…/seed0: by depth and by length")
     request = parser.parse_args(arguments)
     try:
         lines = of_cell(request.cell, request.data_root) if request.cell else of_predictors(request.data_root)

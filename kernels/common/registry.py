@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+Class = TypeVar("Class", bound=type[Any])
 
 
 class Registry(Generic[T]):
@@ -23,15 +24,15 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, package: str, common: tuple[str, ...] = (), error: type[Exception] = ValueError):
         self.kind, self.package, self.common, self.error = kind, package, common, error
-        self.entries: dict[str, tuple[type[T], dict[str, Any]]] = {}
+        self.entries: dict[str, tuple[type[Any], dict[str, Any]]] = {}
 
-    def register(self, name: str, **variants: dict[str, Any]) -> Callable[[type[T]], type[T]]:
+    def register(self, name: str, **variants: dict[str, Any]) -> Callable[[Class], Class]:
         """Class decorator: makes `name` buildable, and each variant as the same class with other defaults.
 
         `@register("lln", lln_diag={"diag": "average"})`
         """
 
-        def decorate(cls: type[T]) -> type[T]:
+        def decorate(cls: Class) -> Class:
             for variant, defaults in {name: {}, **variants}.items():
                 known, _ = self.entries.get(variant, (cls, {}))
                 if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):

@@ -1,0 +1,193 @@
+"""From the command line of `scripts/audit.py` to a table of shortcuts and control, a record of it, and `audit.csv`."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lra import cli, provenance, stats, tasks
+from lra import config as configuration
+from lra.audit import control, shortcuts
+from lra.audit.images import first, grey
+from lra.errors import UserError
+from lra.record import FILENAME, SCHEMA, Record, write_json, write_text
+from lra.tasks.pathfinder import Pathfinder
+
+CONF = Path(__file__).parents[2] / "conf"
+
+USAGE = """\
+python scripts/audit.py [task=pathfinder] [task.contour_length=14] [key=value ...]
+
+Can Pathfinder's labels be guessed without following a contour, and can they be learned at all? Prints pixel
+statistics, guesses from shortcuts (near 50 % on the hard level) and a small CNN (well above it), writes a record
+below results_dir/audit and results_dir/audit.csv. Keys of its own:
+  control.epochs=N   passes of the CNN over the training images (1 to 2 minutes on a GPU); 0 leaves it out
+All other keys are those of run.py, as far as they name data: protocol, data.root, task.train_size, ..."""
+
+FOLDER = "audit"
+"""Where the records lie below the results folder."""
+
+AUDITED = 4000
+"""Images that a shortcut is fitted on, and as many that it is tested on; the markers of each are drawn once more."""
+
+CONTROL = "convolutional network"
+
+PUBLISHED = {
+    "black pixels": 66,
+    "grey value, mean": 20,
+    "grey value, deviation": 51,
+    "brightest pixel, least": 255,
+    "label 1": 49.9,
+    "linear probe": 53.5,
+    "marker distance": 56,
+    "flood fill": 52,
+    CONTROL: 80,
+}
+"""Of the published generator's hard level at 32 × 32, 1,600 images; a network reaches at least that there."""
+
+COLUMNS = ("task", "contour_length", "data_digest", "audit", "value", "ci95_low", "ci95_high", "items", "published")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; 0 done, 2 a mistake in the command, which is one line."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    try:
+        config, task, recipe = parse(arguments)
+        record = audit(config, task, recipe)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(cli.explain(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    folder = f"{record['task']['name']}-{record['data']['digest'][:12]}"
+    write_json(Path(config.results_dir, FOLDER, folder, FILENAME), record)
+    path = refresh(Path(config.results_dir))
+    show(record, Console())
+    print(path)
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[configuration.Config, Pathfinder, control.Recipe]:
+    """The configuration, the task and the network's recipe; UserError for what is not possible."""
+    recipe, overrides = control.Recipe(), []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key != "control.epochs":
+            overrides.append(argument)
+        elif value.isdecimal():
+            recipe = replace(recipe, epochs=int(value))
+        else:
+            raise UserError(f"{argument} is not possible; it must be an integer of at least 0")
+    if not any(override.startswith("task=") for override in overrides):
+        overrides.append("task=pathfinder")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = configuration.load(compose("config", overrides=overrides))
+    task = tasks.build(config.task["name"], **config.task_options)
+    if not isinstance(task, Pathfinder):
+        known = (name for name in tasks.names() if isinstance(tasks.build(name), Pathfinder))
+        raise UserError(f"task={task.name} has no audit; use one of {', '.join(known)}")
+    return config, task, recipe
+
+
+def audit(config: configuration.Config, task: Pathfinder, recipe: control.Recipe) -> Record:
+    """Everything that is audited, as a record."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    started = time.perf_counter()
+    data = task.prepare(Path(config.data.root), progress=sys.stderr.isatty())
+    prepared = time.perf_counter()
+    train, test = (first(task, data, split, AUDITED) for split in ("train", "test"))
+    rows = [{"audit": name, "value": value} for name, value in shortcuts.statistics(test).items()]
+    rows = [{**row, "items": len(test.labels)} for row in rows]
+    rows += [_accuracy(name, guess == test.labels) for name, guess in shortcuts.guesses(train, test)]
+    audited = time.perf_counter()
+    trained = None
+    if recipe.epochs:
+        splits = [(grey(task, data.splits[name].tokens), data.splits[name].labels) for name in ("train", "test")]
+        trained = control.train(splits[0], splits[1], recipe, device, on_epoch=_say)
+        rows.append(_accuracy(CONTROL, trained.right))
+    known = PUBLISHED if (task.resolution, task.contour_length) == (32, 14) else {}
+    return {
+        "schema": SCHEMA,
+        "kind": "audit",
+        "task": config.task,
+        "data": {"digest": data.digest, "source": data.source, "counts": data.counts},
+        "rows": [row | {"published": known.get(row["audit"])} for row in rows],
+        "control": trained and {"recipe": asdict(recipe), **trained.summary()},
+        "wall_s": {"data": prepared - started, "shortcuts": audited - prepared},
+        "code": provenance.code_revision(),
+        "versions": provenance.versions(),
+        "device": provenance.device_description(device),
+    }
+
+
+def _say(epochs: int, loss: float) -> None:
+    print(f"network: {epochs} epochs, training loss {loss:.4f}", file=sys.stderr)
+
+
+def _accuracy(name: str, right: np.ndarray) -> dict[str, Any]:
+    correct, total = int(right.sum()), len(right)
+    low, high = stats.wilson_interval(correct, total)
+    return {
+        "audit": name,
+        "value": stats.accuracy(correct, total),
+        "ci95_low": low,
+        "ci95_high": high,
+        "items": total,
+    }
+
+
+def refresh(results_dir: Path) -> Path:
+    """Rebuild `audit.csv` from the records of all audits; returns its path."""
+    rows = []
+    for path in sorted((results_dir / FOLDER).rglob(FILENAME)):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        common = {
+            "task": record["task"]["name"],
+            "contour_length": record["task"]["contour_length"],
+            "data_digest": record["data"]["digest"],
+        }
+        rows += [{**common, **row} for row in record["rows"]]
+    path = results_dir / "audit.csv"
+    write_text(path, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
+    return path
+
+
+def show(record: Record, console: Console) -> None:
+    """The rows as a table: statistics first, then accuracies in per cent with their 95 % intervals."""
+    task, data, wall = record["task"], record["data"], record["wall_s"]
+    counts = " / ".join(f"{count:,}" for count in data["counts"].values())
+    title = f"{task['name']}, contours of {task['contour_length']}, {data['source']}, {counts}, {data['digest'][:12]}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for column in ("audit", "measured", "95 % interval", "images", "published"):
+        table.add_column(column, justify="left" if column == "audit" else "right", no_wrap=True)
+    for row in record["rows"]:
+        table.add_row(row["audit"], *_cells(row))
+    console.print(table)
+    console.print(f"data {wall['data']:.0f} s, shortcuts {wall['shortcuts']:.0f} s, {record['device']['name']}")
+    if trained := record["control"]:
+        size = f"{trained['parameters']:,} parameters, {trained['recipe']['epochs']} epochs"
+        console.print(f"network: {size}, {trained['seconds']:.0f} s, training loss {trained['train_loss']:.3f}")
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    share = "ci95_low" in row
+    published = "" if row["published"] is None else f"{row['published']:g}"
+    if row["audit"] == CONTROL and published:
+        published = f"over {published}"
+    interval = f"{row['ci95_low']:.1f} to {row['ci95_high']:.1f}" if share else ""
+    return f"{row['value']:.1f}", interval, f"{row['items']:,}", published

@@ -2,16 +2,15 @@
 
 import gzip
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from lra.errors import UserError
-from lra.tasks import debian, hub, pixels
-from lra.tasks.arrays import SPLITS, Advance, Recipe, Shapes, Split
-from lra.tasks.base import Task
-from lra.tasks.checks import at_most, check_choice, checked_sizes
+from lra.tasks import debian, hub
+from lra.tasks.arrays import Recipe
+from lra.tasks.grey_images import GreyImages
 from lra.tasks.registry import register
 from lra.tasks.sources import Source, choose
 
@@ -35,29 +34,23 @@ SHA256 = {
 
 COUNTS = {"train": 55_000, "validation": 5_000, "test": 10_000}
 
-SIDE, BORDER = 32, 2
-"""28 × 28 images, with a black border."""
-
-READER_VERSION = 1
+BORDER = 2
+"""28 × 28 images get a black border of so many pixels."""
 
 SOURCES = ("auto", "local", "debian", "hub")
 
-Images = tuple[np.ndarray, np.ndarray]
-"""(n, 28, 28) uint8 and (n,) labels, of 60,000 and 10,000 images."""
+Images = Iterator[tuple[np.ndarray, int]]
+"""(32, 32) uint8 and label of 60,000 and 10,000 images."""
 
 
 @register("image_fashion")
-class ImageFashion(Task):
+class ImageFashion(GreyImages):
     """Ten kinds of clothes, 32 × 32 pixels; 55,000 / 5,000 / 10,000, validation the last of the 60,000.
 
     source                "local" (its files in the data folder) | "debian" (a package) | "hub" (Hugging Face) | "auto"
     black                 "padding" | "pixel": what the value 0 is, see `lra.tasks.pixels`
     train_size, …         images of each split, at most
     """
-
-    num_classes = 10
-    max_length = SIDE * SIDE
-    grid = (SIDE, SIDE)
 
     def __init__(
         self,
@@ -67,70 +60,43 @@ class ImageFashion(Task):
         validation_size: int = COUNTS["validation"],
         test_size: int = COUNTS["test"],
     ):
-        check_choice("source", source, SOURCES)
-        check_choice("black", black, pixels.BLACK)
-        self.source, self.black = source, black
-        self.sizes = at_most(checked_sizes(train_size, validation_size, test_size), COUNTS)
-        self.vocab_size = pixels.vocab_size(black)
+        super().__init__(SOURCES, COUNTS, source, black, train_size, validation_size, test_size)
 
     def recipe(self, root: Path) -> Recipe:
         local = Path(root) / LOCAL
         missing = f"{local} is missing: put {', '.join(name for pair in FILES.values() for name in pair)} there"
         sources = {
-            "local": Source(self._recipe("local", lambda part: read(local, part)), local.is_dir(), missing),
+            "local": Source(self.recipe_of("local", lambda part: read(local, part)), local.is_dir(), missing),
             "debian": Source(
-                self._recipe("debian", lambda part: read(debian.fetch(root, PACKAGE, FOLDER), part)),
+                self.recipe_of("debian", lambda part: read(debian.fetch(root, PACKAGE, FOLDER), part)),
                 debian.find(root, PACKAGE, FOLDER) is not None,
                 None if debian.available() else f"`apt-get install {PACKAGE}` on a Debian machine brings them",
             ),
-            "hub": Source(self._recipe("hub", lambda part: read_hub(root, part)), hub.at_hand(root, REPOSITORY)),
+            "hub": Source(self.recipe_of("hub", lambda part: read_hub(root, part)), hub.at_hand(root, REPOSITORY)),
         }
         return choose(root, self.name, self.source, sources)
-
-    def _recipe(self, source: str, load: Callable[[str], Images]) -> Recipe:
-        parts: dict[str, Images] = {}
-
-        def shapes() -> Shapes:
-            parts.update({part: load(part) for part in FILES})
-            return {split: (size, self.max_length) for split, size in self.sizes.items()}
-
-        def fill(splits: dict[str, Split], advance: Advance) -> None:
-            (images, labels), test = parts["train"], parts["test"]
-            whole = {
-                "train": (images[: COUNTS["train"]], labels[: COUNTS["train"]]),
-                "validation": (images[COUNTS["train"] :], labels[COUNTS["train"] :]),
-                "test": test,
-            }
-            for name in SPLITS:
-                count = len(splits[name].labels)
-                padded = np.pad(whole[name][0][:count], ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
-                splits[name].tokens[:] = pixels.tokens(padded, self.black)
-                splits[name].labels[:] = whole[name][1][:count]
-                advance(count)
-
-        return Recipe(
-            source=source,
-            parameters={"version": READER_VERSION, "black": self.black, "sizes": self.sizes},
-            shapes=shapes,
-            fill=fill,
-            dtype=pixels.dtype(self.black),
-            remake=True,
-        )
 
 
 def read(folder: Path, part: str) -> Images:
     """Images and labels of "train" or "test" from IDX files; UserError if they are not the known ones."""
     images, labels = (_unpack(folder / name) for name in FILES[part])
-    return images[16:].reshape(-1, 28, 28), labels[8:]
+    yield from zip(map(_bordered, images[16:].reshape(-1, 28, 28)), labels[8:].tolist(), strict=True)
 
 
 def read_hub(root: Path, part: str) -> Images:
     """The same from the hub; UserError unless it has as many images."""
-    rows = list(hub.rows(root, REPOSITORY, part, ("image", "label"), image="image"))
     expected = COUNTS["test"] if part == "test" else COUNTS["train"] + COUNTS["validation"]
-    if len(rows) != expected:
-        raise UserError(f"{REPOSITORY} has {len(rows)} images in {part}, expected {expected}")
-    return np.stack([np.asarray(row["image"], np.uint8) for row in rows]), np.array([row["label"] for row in rows])
+    found = 0
+    for row in hub.rows(root, REPOSITORY, part, ("image", "label"), image="image"):
+        found += 1
+        if found <= expected:
+            yield _bordered(np.asarray(row["image"], np.uint8)), int(row["label"])
+    if found != expected:
+        raise UserError(f"{REPOSITORY} has {found} images in {part}, expected {expected}")
+
+
+def _bordered(image: np.ndarray) -> np.ndarray:
+    return np.pad(image, BORDER)
 
 
 def _unpack(file: Path) -> np.ndarray:

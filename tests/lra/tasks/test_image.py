@@ -95,6 +95,17 @@ def test_a_surplus_is_refused(tmp_path, monkeypatch):
         prepare(tmp_path)
 
 
+def test_a_broken_image_is_refused_in_one_line(tmp_path, monkeypatch):
+    folder = write(tmp_path, monkeypatch, *drawn_images())
+    file = folder / "test-00000-of-00001.parquet"
+    table = pyarrow.parquet.read_table(file).to_pydict()
+    table["img"][1] = {"bytes": table["img"][1]["bytes"][:60], "path": None}
+    pyarrow.parquet.write_table(pa.table(table), file)
+    with pytest.raises(UserError, match=r"uoft-cs/cifar10 cannot be read \(") as caught:
+        prepare(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_image_of_another_size_is_refused(tmp_path, monkeypatch):
     images, labels = drawn_images()
     images[2] = images[2].resize((28, 28))

@@ -42,8 +42,9 @@ def decode(tokens):
     return bytes((tokens[tokens > 0].astype(int) - 1).tolist())
 
 
-def test_pairs_become_two_rows_of_bytes_plus_one(tmp_path):
-    write(tmp_path)
+@pytest.mark.parametrize("folder", retrieval.FOLDERS)  # of the archive, extracted twice over; of the hub's mirror
+def test_pairs_become_two_rows_of_bytes_plus_one(tmp_path, folder):
+    write(tmp_path, folder)
     data = prepare(tmp_path, max_length=20)
     assert data.source == "release"
     assert data.counts == COUNTS

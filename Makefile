@@ -28,9 +28,10 @@ data: $(INSTALLED)  ## prepare what can be had without the internet, and list it
 	$(BIN)/python scripts/prepare.py
 
 sweep: $(INSTALLED)  ## a small grid without a GPU: softmax, adamra, lln on two tasks, two seeds; tables in results/sweep
+	@# A cell that failed is in the tables too.
 	$(BIN)/python run.py -m attention=softmax,adamra,lln task=listops,pathfinder seed=0,1 budget=sweep \
-		results_dir=results/sweep data.root=results/data
-	$(BIN)/python scripts/report.py results/sweep
+		results_dir=results/sweep data.root=results/data; \
+	code=$$?; $(BIN)/python scripts/report.py results/sweep && exit $$code
 
 check: $(INSTALLED)  ## attention=NAME: the contract's tests of one attention, and its time beside exact attention
 	@$(THREADS) $(BIN)/python scripts/check.py $(or $(attention),--help)

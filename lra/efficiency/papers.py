@@ -89,6 +89,8 @@ def training_step(
 ) -> Step:
     """One step of a fresh classifier on random tokens, as a cell takes it: AdamW, on a GPU bf16 and compiled."""
     cuda = device.type == "cuda"
+    if cuda:
+        torch._dynamo.reset()  # it compiles one function eight times, then leaves it eager without a word
     seed_all(0, "init")
     sizes = {**protocol.model, "max_length": case.length}
     model = build_classifier(

@@ -16,7 +16,7 @@ from lra.figures.style import QUIET, SIZES, looks, save, slug, style
 CAPTION = (
     "Mean test accuracy over seeds at the best validation step. Thin line: 95 % interval of the test set (Wilson). "
     "Broad band: 95 % interval over seeds (Student's t), none for one seed. Dashed line: class prior. "
-    "Hollow mark: published value; its source stands in the table."
+    "Hollow mark: published value, where it compares; its source stands in the table."
 )
 
 
@@ -52,7 +52,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, known: Any) -> None:
             band = (row["seed_ci95_low"], row["seed_ci95_high"])
             axes.plot(band, (at, at), color=look.pale, linewidth=5, solid_capstyle="butt", zorder=1.5)
         axes.plot((row["test_ci95_low"], row["test_ci95_high"]), (at, at), color=look.colour, linewidth=1)
-        if pd.notna(row["published"]):
+        if pd.notna(row["gap"]):  # not beside a demo, nor a row whose overrides keep it from comparing
             axes.plot(row["published"], at, **look.mark(hollow=True), zorder=3)
         axes.plot(row["accuracy_mean"], at, **look.mark(), zorder=4)
     for prior in sorted(set(rows["class_prior"].dropna())):
@@ -67,7 +67,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, known: Any) -> None:
 
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
     """Where everything but an interval of two or three seeds, which may be absurdly long, can be seen."""
-    shown = rows[["test_ci95_low", "test_ci95_high", "published", "class_prior"]].to_numpy().ravel()
+    compared = rows["published"].where(rows["gap"].notna())
+    shown = rows[["test_ci95_low", "test_ci95_high", "class_prior"]].assign(published=compared).to_numpy().ravel()
     shown = shown[~pd.isna(shown)].astype(float)
     room = 0.04 * (shown.max() - shown.min())
     return float(shown.min() - room), float(shown.max() + room)

@@ -154,6 +154,16 @@ def test_curves_are_of_finished_cells_by_row() -> None:
     assert curve == {50: [15.5, 15.5], 100: [16.0, 16.0], 150: [16.5, 16.5], 200: [17.0, 17.0]}
 
 
+@pytest.mark.parametrize(
+    ("changes", "marks"), [({}, 1), ({"budget": "demo"}, 0), ({"overrides": {"attention.x": 1}}, 0)]
+)
+def test_a_published_value_stands_only_beside_a_row_that_compares(changes: dict[str, Any], marks: int) -> None:
+    ((_, shown),) = rows.scopes(build([cell("softmax", **changes)]).leaderboard)
+    axes = Figure().subplots()
+    accuracy._panel(axes, shown, looks(shown["name"]))
+    assert sum(line.get_markerfacecolor() == "white" for line in axes.lines) == marks
+
+
 def test_a_row_is_called_by_what_it_overrides() -> None:
     assert rows.name_of("mra", "") == "mra"
     assert (

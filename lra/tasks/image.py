@@ -24,6 +24,7 @@ class ImageTask(GreyImages):
     """Ten classes, 32 × 32 grey pixels; 45,000 / 5,000 / 10,000, validation the last of the 50,000 as stored.
 
     source                "local" (parquet files in the data folder) | "hub" (Hugging Face) | "auto"
+                          | "made_up", see `lra.tasks.made_up`
     black                 "padding" | "pixel": what the value 0 is, see `lra.tasks.pixels`
     train_size, …         images of each split, at most
     """

@@ -198,12 +198,12 @@ def narrow_kernel(
 
 @triton.jit
 def count_candidates(candidate_ptr, number, bound, SIZE: tl.constexpr):
-    """How many of `number` keys are at most `bound`."""
+    """How many of `number` keys are before `bound`."""
     seen = tl.zeros((SIZE,), tl.int32)
     for first in range(0, number, SIZE):
         place = first + tl.arange(0, SIZE)
         key = tl.load(candidate_ptr + place, mask=place < number, other=0)
-        seen += ((key <= bound.to(key.dtype)) & (place < number)).to(tl.int32)
+        seen += ((key < bound.to(key.dtype)) & (place < number)).to(tl.int32)
     return tl.sum(seen)
 
 
@@ -228,9 +228,9 @@ def settle_kernel(
     else:
         while low < high:
             middle = (low + high) >> 1
-            enough = count_candidates(candidate_ptr, number, middle, SIZE) >= rank
+            enough = count_candidates(candidate_ptr, number, middle + 1, SIZE) >= rank
             low, high = tl.where(enough, low, middle + 1), tl.where(enough, middle, high)
-        before = count_candidates(candidate_ptr, number, high - 1, SIZE)
+        before = count_candidates(candidate_ptr, number, high, SIZE)
     store_threshold(threshold_ptr, words_ptr, head, side, high, rank - before)
 
 

@@ -104,15 +104,18 @@ def test_output_and_gradients_are_those_of_the_definition_in_float64(case):
         (20, 8, None, (0, 1), 128),
         (512, 2, None, (0, 0), 128),
         pytest.param(512, 2, None, (0, 0), 0, marks=pytest.mark.slow),
+        (520, 1, "scattered", (0, 0), 0),
         pytest.param(1000, 3, "empty", (1, 1), 128, marks=pytest.mark.slow),
         pytest.param(2200, 5, None, (0, 0), 128, marks=pytest.mark.slow),
         pytest.param(8192, 3, None, (0, 0), 128, marks=pytest.mark.slow),
     ],
 )
 def test_selection_is_that_of_the_reference(length, blocks_per_row, kind, priors, side, device, monkeypatch):
-    """side = 0 takes short sequences the way of long ones, and more candidates than a program holds."""
+    """side = 0 takes short sequences the way of long ones: tiles of part of a row, more candidates than one holds."""
     monkeypatch.setattr("kernels.mra.triton_select.PAIRS", side * side)
-    monkeypatch.setattr("kernels.mra.triton_select.CANDIDATES", 64)
+    if side == 0:
+        monkeypatch.setattr("kernels.mra.triton_select.CHUNK", 32)
+        monkeypatch.setattr("kernels.mra.triton_select.CANDIDATES", 16)
     block_size = 16
     q, k, _ = (x.to(device, torch.float32) for x in qkv(1 if kind is None else 2, 1, length, 8))
     mask = None if kind is None else padding(2, length, kind=kind).to(device)

@@ -192,7 +192,8 @@ def test_a_validation_soon_after_a_save_leaves_no_file_unless_it_is_the_best(tmp
 
 
 def test_a_save_that_fails_half_way_leaves_the_old_checkpoint_and_no_litter(tmp_path: Path):
-    trainer, module = mock.Mock(spec=Trainer), mock.Mock(spec=CellModule, training_config=mock.Mock(steps=1), step=1)
+    trainer = mock.Mock(spec=Trainer)
+    module = mock.Mock(spec=CellModule, training_config=mock.Mock(steps=1), step=1, selection="validation")
     trainer.strategy.broadcast.side_effect = lambda decision: decision
     module.curve = [{"step": 1, "validation_correct": 3}]
     for name in ("best.ckpt", "last.ckpt"):

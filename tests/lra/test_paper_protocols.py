@@ -68,6 +68,16 @@ def test_every_attention_has_a_setting_in_every_case(name: str) -> None:
     assert protocol.settings.keys() <= set(attention.names())
 
 
+@pytest.mark.parametrize("name", [name for name in papers.names() if papers.load(name).kind == "step"])
+def test_the_models_of_the_papers_take_a_step(name: str) -> None:
+    """At a hundredth of their lengths."""
+    protocol = papers.load(name)
+    for case in protocol.cases:
+        small = replace(case, length=case.length // 100, batch=1)
+        step = papers.training_step(protocol, small, "none", {}, "auto", CPU)
+        assert all(loss is not None and loss.isfinite().all() for loss in step())
+
+
 def test_a_protocol_that_is_not_there_or_says_something_else_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--protocol nope is unknown; known: lra, mra, skyformer$"):
         papers.load("nope")

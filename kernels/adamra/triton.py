@@ -20,7 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.adamra.triton_backward import QUERIES_BACKWARD, merge_all_gradients, queries_backward_kernel
+from kernels.adamra.triton_backward import (
+    QUERIES_BACKWARD,
+    WIDEST_STACKED,
+    merge_all_gradients,
+    queries_backward_kernel,
+)
 from kernels.adamra.triton_route import load_scalars, load_vectors, pick, route
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import load_rows, place, product, real_rows, store_rows, widened
@@ -211,6 +216,7 @@ def backward(
         alpha, context, log_mass, choice, pull, grad_balance, grad_q, *strides(grad_q),
         grad_context, shift, grad_router, length, batch, heads, splits, chunk,
         R=count, BLOCK_R=block, ROUTED=router is not None, SCALED=scaled, HAS_MASK=key_mask is not None,
+        STACKED=width * kinds["OPERAND"].primitive_bitwidth // 8 <= WIDEST_STACKED,
         HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, **kinds, **config.options,
     )  # fmt: skip
     merged, shift, grad_weights = merge_all_gradients(

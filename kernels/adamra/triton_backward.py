@@ -29,6 +29,9 @@ from kernels.lln.triton_keys import WIDEST_HELD, merge_gradients, merge_gradient
 # By padded head dimension.
 QUERIES_BACKWARD = {16: Config(64, 4, 5), 32: Config(64, 4, 5), 64: Config(64, 4, 2), 128: Config(32, 16, 1)}
 
+WIDEST_STACKED = 128
+"""Bytes of a row of operands up to which all contexts are held side by side; wider ones are loaded by turns."""
+
 ROUTER_SLOTS = 2048
 """Numbers that a program which finishes the router's gradient reads at once."""
 
@@ -68,7 +71,7 @@ def queries_backward_kernel(
     grad_context_ptr, shift_ptr, grad_router_ptr,  # slots (B·H, R, splits, …), (H, B, splits, R', D')
     length, num_batches, num_heads, splits, chunk,
     R: tl.constexpr, BLOCK_R: tl.constexpr, ROUTED: tl.constexpr, SCALED: tl.constexpr, HAS_MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    STACKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of one part of a head, and its share of the gradients of the summaries and of the router.
@@ -86,14 +89,13 @@ def queries_backward_kernel(
     mask_ptr += b * mask_b
     COLUMNS: tl.constexpr = max(16, 2 * BLOCK_R)
     STACK: tl.constexpr = BLOCK_R * BLOCK_D
-    STACKED: tl.constexpr = BLOCK_D <= WIDEST_HELD
     EXACT: tl.constexpr = ROUTED and SCALED and OPERAND != COMPUTE
     offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     column, stacked = tl.arange(0, COLUMNS), tl.arange(0, STACK)
     alphas = load_scalars(alpha_ptr, R, COMPUTE)
     log_mass_ptr += head * R * 3 * BLOCK_D
     router_ptr += h * R * HEAD_DIM
-    HELD: tl.constexpr = BLOCK_D < WIDEST_HELD
+    HELD: tl.constexpr = BLOCK_D < WIDEST_HELD  # or loaded with every tile
     if HELD:
         log_masses = load_vectors(log_mass_ptr, 3 * BLOCK_D, R, BLOCK_D, BLOCK_D, COMPUTE)
     # [C⁰ᵀ; C¹ᵀ; …], row r · D + d, column l
@@ -139,7 +141,7 @@ def queries_backward_kernel(
             reading = product(grad, rounded, COMPUTE, OPERAND, PRECISION)
             if EXACT:
                 reading += product(grad, rest, COMPUTE, OPERAND, PRECISION)
-        else:  # too wide to hold the contexts of all resolutions
+        else:
             grads, reading = (), tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
             for r in tl.static_range(R):
                 mine = real & (choice == r)

@@ -131,9 +131,13 @@ def summarise_kernel(
             )  # fmt: skip
             beta = tl.load(beta_ptr + ORDER[r]).to(COMPUTE)
             none = tl.where(share > 0, 0.0, NEVER).to(COMPUTE)
-            logits = sums * (share * beta)[:, None] + none[:, None]
-            weights = exponential(logits, peaks[r][None, :], PRECISION)
-            features = weights * share[:, None]
+            if LEVELS[r + 1] == 1:  # its share is 1; without a token there is no weight
+                weights = exponential(sums * beta + none[:, None], peaks[r][None, :], PRECISION)
+                features = weights
+            else:
+                logits = sums * (share * beta)[:, None] + none[:, None]
+                weights = exponential(logits, peaks[r][None, :], PRECISION)
+                features = weights * share[:, None]
             spread = window_spread(features.to(OPERAND), LEVELS[r + 1], 1, BLOCK_N, BLOCK_D, PHASES)
             context = contexts[r] + product(tl.trans(spread), v, COMPUTE, OPERAND, PRECISION)
             if PRECISION == "ieee":  # by fewer and better sums than those of a product

@@ -16,6 +16,7 @@ from kernels.lln.moments import PUBLISHED
 NATIVE = torch.cuda.is_available()
 WIDEST = torch.float32 if NATIVE else torch.float64  # the GPU's kernels have no float64
 HEADS = 2
+NAMES = ("lln", "lln_diag")
 # Length, mask, head dimension, diag: every padding of D, every kind of mask, one tile and several parts.
 CASES = [
     (1, None, 8, "average"),
@@ -192,6 +193,12 @@ def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
         lln(q, k, v, alpha=one, beta=one, causal=True, impl="triton")
 
 
+def test_diag_of_wide_heads_runs_the_reference_on_a_gpu():
+    sizes, gpu = dict(num_heads=2, max_length=8), torch.device("cuda")
+    chosen = {(n, d): attention.build(n, head_dim=d, **sizes).implementation(gpu) for n in NAMES for d in (32, 64)}
+    assert [name for name, impl in chosen.items() if impl == "reference"] == [("lln_diag", 64)]
+
+
 # --- compiled for an H100, in a process of its own: this one interprets
 
 
@@ -229,7 +236,7 @@ def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
 
 @gpu
 @native_only
-@pytest.mark.parametrize("name", ["lln", "lln_diag"])
+@pytest.mark.parametrize("name", NAMES)
 def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(name):
     module = attention.build(name, num_heads=2, head_dim=32, max_length=4096, impl="triton").cuda()
     plain = attention.build(name, num_heads=2, head_dim=32, max_length=4096, impl="reference").cuda()

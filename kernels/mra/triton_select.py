@@ -35,6 +35,9 @@ PAIRS = 16384
 CHUNK = 512
 """Most columns of a tile of pairs."""
 
+MEANS = 16384
+"""Most numbers of k̄ that a program holds at once: twice, in flight, they share the shared memory with those of q̄."""
+
 CANDIDATES = 8192
 """Keys that settle holds in registers; more of them are read again for each bisection."""
 
@@ -272,7 +275,8 @@ def rank(
 ) -> Ranking:
     """The ranking of the pairs of every head for a choice of `budget`; `order` has the priors FIRST and DIAGONAL."""
     sequences, side = counts.shape
-    chunk = min(CHUNK, side)
+    width = block_dim(dim)
+    chunk = min(CHUNK, side, MEANS // width)
     rows = min(side, max(16, PAIRS // chunk))
     tiles, chunks = side // rows, side // chunk
     parts, bits = tiles * chunks, 35 if any(order.values()) else 32
@@ -288,8 +292,8 @@ def rank(
         ranking.threshold, ranking.tally, ranking.rest, ranking.words,
         num_blocks, side, tiles, triton.cdiv(budget, parts),
         **order, BITS=bits, ROWS=rows, CHUNK=chunk, CHUNKS=chunks, WHOLE=parts == 1,
-        HEAD_DIM=dim, BLOCK_D=block_dim(dim), COMPUTE=arithmetic(dtype)["COMPUTE"], PRECISION=score_precision(dtype),
-        num_warps=max(1, rows * chunk // 2048), enable_fp_fusion=False,
+        HEAD_DIM=dim, BLOCK_D=width, COMPUTE=arithmetic(dtype)["COMPUTE"], PRECISION=score_precision(dtype),
+        num_warps=max(1, rows * chunk // 2048), num_stages=3 if width <= 32 else 1, enable_fp_fusion=False,
     )  # fmt: skip
     if parts == 1:
         return ranking

@@ -260,6 +260,7 @@ GRID = [  # block sizes, paddings of D, dtypes, modes, priors and masks; with 40
     ["mra", {"block_size": 16, "first_blocks": 1}, 32, "float32", True, 4096],
     ["mra_s", {"diagonal_blocks": 1}, 24, "float16", True, 256],
     ["mra", {"block_size": 64}, 128, "bfloat16", False, 4096],
+    ["mra", {}, 64, "bfloat16", False, 65_536],
 ]
 
 

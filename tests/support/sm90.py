@@ -119,7 +119,7 @@ def main() -> None:
     dispatch._refusal = lambda q: None  # CPU tensors stand for those of the GPU
     reports = []
     for name, options, dim, dtype, masked, *lengths in json.loads(sys.argv[1]):
-        module = attention.build(name, num_heads=2, head_dim=dim, max_length=4096, impl="triton", **options)
+        module = attention.build(name, num_heads=2, head_dim=dim, max_length=65_536, impl="triton", **options)
         length = lengths[0] if lengths else 256
         inputs = qkv(2, 2, length, dim, dtype=getattr(torch, dtype), requires_grad=True)
         mask = padding(2, length) if masked else None

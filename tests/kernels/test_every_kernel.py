@@ -80,9 +80,9 @@ def test_a_call_runs_no_matmul_softmax_or_scatter_of_pytorch(name: str, masked: 
         assert heavy_operators(call) <= SELECTIONS.get(name, set())
 
 
-SUMMARIES = {"combiner_axial": 1.35, "combiner_logsparse": 1.7}
+SUMMARIES = {"combiner_axial": 1.7, "combiner_logsparse": 1.35}
 """Patterns that keep summaries as large as two of q, k and v for their backward pass: they take more than exact
-attention, on an H100 1.28 to 1.33 and 1.68 times as much."""
+attention, on an H100 1.68 and 1.28 to 1.33 times as much."""
 
 
 @pytest.mark.gpu

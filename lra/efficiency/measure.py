@@ -142,7 +142,7 @@ class Run:
             outcome |= {"status": "oom", "message": _first_line(error)}
         except WrongError as error:
             outcome |= {"status": "wrong", "message": str(error)}
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # also Triton's own, which are no RuntimeError: the other rows go on
             outcome |= {"status": "error", "message": _first_line(error)}
         if isinstance(best, Baseline):
             about = {"refused": best.refused, "peak_mem_mib": best.peak_mem_mib}

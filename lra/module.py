@@ -116,6 +116,7 @@ class CellModule(LightningModule):
         self._eval_correct = torch.zeros((), dtype=torch.long, device=self.device)
         # The class of each test item, zero for those of other ranks; one place more takes those that do not count.
         self._predicted = torch.zeros(len(self._splits["test"]) + 1, dtype=torch.long, device=self.device)
+        torch._dynamo.reset()  # what other cells of this process compiled would count against its limit
         self._objective = torch.compile(objective, dynamic=False) if self._compiled else objective
 
     # Training

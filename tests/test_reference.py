@@ -12,18 +12,21 @@ from lra.publish import publish
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
 RECORDS = ("runs", "efficiency", "lens")
+OUTPUTS = ("audit", "audit.csv", "test-gpu.txt")
+"""What other commands than the report leave: `scripts/audit.py`, `make test-gpu`."""
+
 PICTURES = (".png", ".svg", ".html")
 DRAWN_BY = ("matplotlib", "numpy", "pillow")
 """What the bytes of a picture depend on beside its records."""
 
 
 def derived(folder: Path) -> dict[str, bytes]:
-    """What is neither a record nor a lock, by name."""
+    """What is neither a record, nor the output of another command, nor a lock, by name."""
     paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in paths
-        if path.relative_to(folder).parts[0] not in RECORDS
+        if path.relative_to(folder).parts[0] not in RECORDS + OUTPUTS
     }
 
 

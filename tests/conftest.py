@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 # Deterministic matrix products on CUDA need it, and torch looks once in a process.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+if not torch.cuda.is_available():
+    # Kernels run in Triton's interpreter. Triton settles it when the first one is defined, in whichever test file.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Records of the papers' efficiency protocols to `efficiency-<protocol>.csv`, one table a protocol, never mixed."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pandas as pd
 from filelock import FileLock
 
 from lra.efficiency import table
-from lra.record import SCHEMA, Record, overrides_hash, write_json, write_text
+from lra.record import Record, overrides_hash, write_json, write_text
 
 KIND = "efficiency-protocol"
 FOLDER = "efficiency-protocols"
@@ -42,18 +41,7 @@ def store(results_dir: str | Path, record: Record) -> Path:
 
 def read(results_dir: str | Path) -> tuple[list[Record], list[str]]:
     """All sound records below the results folder, by path, and one line for each file that is none."""
-    records, problems = [], []
-    for path in sorted(Path(results_dir, FOLDER).rglob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if (record["schema"], record["kind"]) != (SCHEMA, KIND):
-                raise ValueError(f"is of another schema or kind than {SCHEMA}, {KIND}")
-            row_of(record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{path.relative_to(results_dir)}: cannot be used: {error!r}")
-        else:
-            records.append(record)
-    return records, problems
+    return table.read_sound(results_dir, f"{FOLDER}/**/*.json", KIND, row_of)
 
 
 def refresh(results_dir: str | Path) -> tuple[dict[Path, pd.DataFrame], list[str]]:

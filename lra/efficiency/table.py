@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,20 @@ def store(results_dir: str | Path, record: Record) -> Path:
 
 def read(results_dir: str | Path) -> tuple[list[Record], list[str]]:
     """All sound records below the results folder, by path, and one line for each file that is none."""
+    return read_sound(results_dir, f"{FOLDER}/**/n*.json", KIND, row_of)
+
+
+def read_sound(
+    results_dir: str | Path, pattern: str, kind: str, row: Callable[[Record], object]
+) -> tuple[list[Record], list[str]]:
+    """The records of a kind among the files of a pattern, by path, and one line for each file that gives no `row`."""
     records, problems = [], []
-    for path in sorted(Path(results_dir, FOLDER).rglob("n*.json")):
+    for path in sorted(Path(results_dir).glob(pattern)):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            if (record["schema"], record["kind"]) != (SCHEMA, KIND):
-                raise ValueError(f"is of another schema or kind than {SCHEMA}, {KIND}")
-            row_of(record)
+            if (record["schema"], record["kind"]) != (SCHEMA, kind):
+                raise ValueError(f"is of another schema or kind than {SCHEMA}, {kind}")
+            row(record)
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{path.relative_to(results_dir)}: cannot be used: {error!r}")
         else:

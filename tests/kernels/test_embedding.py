@@ -5,6 +5,7 @@ import torch
 from guards import guarded_allocations
 from torch.nn import functional
 
+from kernels.embedding import triton
 from kernels.embedding.ops import embedding, table_gradient  # on a CPU the entry point takes PyTorch's own
 
 
@@ -33,6 +34,18 @@ def test_the_gradient_is_that_of_float64_rounded(rows, dim, shape, dtype, device
     torch.testing.assert_close(actual.double(), wanted, rtol=1e-6, atol=1e-5)
     again, _ = gradients(tokens, table, cotangent)
     assert torch.equal(actual, again)
+
+
+def test_rows_that_occur_once_among_many_tokens_are_found(device, monkeypatch):
+    """A block of rows is passed over where no token asks for it: not where only the last one does."""
+    monkeypatch.setattr(triton, "PARTS", 2)
+    monkeypatch.setattr(triton, "SCAN", 64)
+    tokens, table = torch.zeros(600, dtype=torch.int32, device=device), torch.randn(700, 8, device=device)
+    tokens[299], tokens[599] = 300, 699
+    cotangent = torch.randn(600, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    actual, wanted = gradients(tokens, table, cotangent)
+    torch.testing.assert_close(actual.double(), wanted, rtol=1e-6, atol=1e-5)
+    assert wanted.any(1).nonzero().flatten().tolist() == [0, 300, 699]
 
 
 def test_a_strided_or_expanded_cotangent_is_taken(device):

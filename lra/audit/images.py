@@ -5,10 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lra.errors import UserError
-from lra.tasks import SPLITS, Split, TaskData
-from lra.tasks.parallel import in_order
+from lra.tasks import Split, TaskData
 from lra.tasks.pathfinder import Pathfinder
-from lra.tasks.pathfinder.task import SPLIT_BITS
 
 
 class Images(NamedTuple):
@@ -43,15 +41,14 @@ def drawn_markers(task: Pathfinder, split: str, pixels: np.ndarray, labels: np.n
     UserError unless pixels and labels are those of the drawings, and each label is true: 1 where the two marked tips
     are those of one contour.
     """
-    from lra.tasks.pathfinder.generator import Drawing, draw_image  # the compiler takes a second to import
-
-    def draw(row: int) -> Drawing:
-        return draw_image(task.resolution, task.contour_length, task.seed, (SPLITS.index(split) << SPLIT_BITS) + row)
-
-    markers = np.empty((len(labels), 2, 2), np.int64)
-    for row, drawing in enumerate(in_order(draw, range(len(labels)))):
-        same = drawing.marked[0, 0] == drawing.marked[1, 0]
-        if labels[row] != same or not np.array_equal(pixels[row], drawing.image):
-            raise UserError(f"{task.name}: image {row} of {split} is not the one that is drawn under this number")
-        markers[row] = drawing.tips[tuple(drawing.marked.T)]
+    markers, row = np.empty((len(labels), 2, 2), np.int64), 0
+    for drawn in task.draw(split, len(labels)):
+        rows = slice(row, row + len(drawn.label))
+        contours, ends = drawn.marked[..., 0], drawn.marked[..., 1]
+        wrong = (labels[rows] != (contours[:, 0] == contours[:, 1])) | (pixels[rows] != drawn.image).any((1, 2))
+        if wrong.any():
+            number = row + int(wrong.argmax())
+            raise UserError(f"{task.name}: image {number} of {split} is not the one that is drawn under this number")
+        markers[rows] = drawn.tips[np.arange(len(wrong))[:, None], contours, ends]
+        row += len(wrong)
     return markers

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
-    """`map(work, items)` on threads, for work that drops the GIL; at most a few results are held at a time.
+    """`map(work, items)` on threads, for work that drops the GIL; at most two results a worker are held at a time.
 
     items     may be endless: close the iterator to stop
     workers   threads; the default is one a core
@@ -20,7 +20,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
     workers = workers or cores()
     remaining = iter(items)
     with ThreadPoolExecutor(workers) as pool:
-        ahead = deque(pool.submit(work, item) for item in islice(remaining, workers + 1))
+        ahead = deque(pool.submit(work, item) for item in islice(remaining, 2 * workers))  # none waits for a slow first
         try:
             while ahead:
                 result = ahead.popleft().result()

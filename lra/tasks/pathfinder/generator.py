@@ -21,11 +21,11 @@ from tables (`stamps`). Random words come from `lra.counter_rng`.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import int64, njit, uint64
 
 from lra.counter_rng import below, draw, stream
 from lra.tasks.pathfinder.stamps import INK, LIMIT, SCALE, TURN_SAMPLES, ZONE, stamps
-from lra.tasks.pathfinder.style import STYLES
+from lra.tasks.pathfinder.style import STYLES, Style
 
 TRIES = 3
 """Choices of an end of a paddle before its contour is at a dead end."""
@@ -45,14 +45,12 @@ DEAD_END = 1e-4
 
 _LOW_BITS, _UNIT = np.uint64(11), 2.0**-53
 
-_WINDOW, _MARGIN, _LENGTH, _DISTANCE, _BORDER = range(5)  # places in `sizes`
-
 
 class Drawing(NamedTuple):
-    """One image and the truth about it.
+    """One image and the truth about it, or n of them, one behind the other in every array.
 
     image     (window, window) uint8
-    label     1: both markers lie on the same contour
+    label     uint8; 1: both markers lie on the same contour
     owner     (window, window) uint8: 0 empty, 1 or 2 that contour's ink, 3 a distractor's, where it is the brightest
     tips      (2, 2, 2): of each contour the first and the last tip, (y, x)
     marked    (2, 2): contour and tip of the two markers
@@ -61,100 +59,133 @@ class Drawing(NamedTuple):
     """
 
     image: np.ndarray
-    label: int
+    label: np.ndarray
     owner: np.ndarray
     tips: np.ndarray
     marked: np.ndarray
     paddles: np.ndarray
+    margin: np.ndarray
+
+
+class Sizes(NamedTuple):
+    """What compiled code knows of a style and one of its margins; `border` lies around a picture, half a stamp wide."""
+
+    window: int
+    border: int
     margin: int
+    paddle_length: int
+    seed_distance: int
+    distractors: int
+    distractor_length: int
 
 
 def draw_image(window: int, contour_length: int, seed: int, index: int) -> Drawing:
     """Image number `index` of the stream `seed`: a pure function of the four."""
-    style, key = STYLES[window], stream(np.uint64(seed), np.uint64(index))
-    margin = style.margins[int(below(draw(key, np.uint64(0)), np.uint64(len(style.margins))))]
-    label = int(below(draw(key, np.uint64(1)), np.uint64(2)))
-    first = int(below(draw(key, np.uint64(2)), np.uint64(2)))
-    random = np.array([key, 3], np.uint64)
-    kit = stamps(window, margin)
-    tools = kit.lookup, kit.paddles, kit.boxes, kit.arc, kit.compass, kit.turn
-    sizes = np.array([window, margin, style.paddle_length, style.seed_distance, len(kit.marker) // 2], np.int64)
-    seen = np.stack([kit.empty, kit.empty])  # by each contour: zones, halos
-    chains, tips = np.empty((2, contour_length, 3), np.int64), np.empty((2, 2, 2), np.int64)
-    _grow_pair(random, *tools, sizes, kit.empty, seen, chains, tips)
-    np.maximum(seen[0], seen[1], out=seen[0])
-    number, length = style.distractors(contour_length)
-    distractors, found = np.empty((number * length, 3), np.int64), 0
-    for _ in range(number):
-        found += _grow_distractor(random, *tools, sizes, seen, distractors[found : found + length])
-    marked = np.array([[first, 0], [first if label else 1 - first, 1]])
+    return Drawing._make(part[0] for part in draw_images(window, contour_length, seed, index, 1))
+
+
+def draw_images(window: int, contour_length: int, seed: int, first: int, count: int) -> Drawing:
+    """Images number first … first + count − 1, in one compiled call: threads wait for each other where Python works."""
+    style = STYLES[window]
+    kits = tuple((stamps(window, margin), _sizes(style, margin, contour_length)) for margin in style.margins)
     contrasts = (np.array([style.paddle_contrast, style.paddle_contrast, 1]) * style.contrast).astype(np.float32)
-    ink = np.zeros((4, *kit.empty.shape[1:]))  # of the contours, the distractors, the markers
-    image, owner = np.empty((window, window), np.uint8), np.empty((window, window), np.uint8)
-    _paint(kit.paddles, kit.marker, chains, distractors[:found], tips, marked, contrasts, ink, image, owner)
-    return Drawing(image, label, owner, tips, marked, chains, margin)
+    drawn = Drawing(
+        image=np.empty((count, window, window), np.uint8),
+        label=np.empty(count, np.uint8),
+        owner=np.empty((count, window, window), np.uint8),
+        tips=np.empty((count, 2, 2, 2), np.int64),
+        marked=np.empty((count, 2, 2), np.int64),
+        paddles=np.empty((count, 2, contour_length, 3), np.int64),
+        margin=np.empty(count, np.int64),
+    )
+    _draw(kits, contrasts, np.uint64(seed), np.uint64(first), drawn)
+    return drawn
 
 
-# Compiled: contours. Arguments: `random` holds key and counter; lookup … turn are those of `Stamps`; `seen` is what a
-# contour sees, zones and halos; a `chain` holds paddles, each (stamp, y, x) of its anchor; a `state` is the pivot
-# (y, x) and the direction (y, x) of the last paddle.
+def _sizes(style: Style, margin: int, contour_length: int) -> Sizes:
+    border = len(stamps(style.window, margin).marker) // 2
+    distractors = style.distractors(contour_length)
+    return Sizes(style.window, border, margin, style.paddle_length, style.seed_distance, *distractors)
+
+
+# Compiled. Arguments: `random` holds key and counter; `kit` is a `Stamps`; `seen` is what a contour sees, zones and
+# halos; a `chain` holds paddles, each (stamp, y, x) of its anchor; a `state` is the pivot (y, x) and the direction
+# (y, x) of the last paddle.
 
 
 @njit(nogil=True)
-def _grow_pair(random, lookup, paddles, boxes, arc, compass, turn, sizes, empty, seen, chains, tips):
+def _draw(kits, contrasts, seed, first, drawn):
+    """Fills `drawn`; for each margin of the style, `kits` holds stamps and sizes."""
+    random = np.empty(2, np.uint64)
+    for place in range(len(drawn.image)):
+        random[0], random[1] = stream(seed, first + np.uint64(place)), 0
+        kit, sizes = kits[_below(random, len(kits))]
+        label, one = _below(random, 2), _below(random, 2)
+        drawn.label[place], drawn.margin[place] = label, sizes.margin
+        marked, tips, chains = drawn.marked[place], drawn.tips[place], drawn.paddles[place]
+        marked[0, 0], marked[0, 1], marked[1, 0], marked[1, 1] = one, 0, one if label else 1 - one, 1
+        seen = np.empty((2, *kit.empty.shape), np.float32)  # by each contour
+        for contour in range(2):
+            _copy(kit.empty, seen[contour])
+        _grow_pair(random, kit, sizes, seen, chains, tips)
+        _join(seen[1], seen[0])
+        distractors, found = np.empty((sizes.distractors * sizes.distractor_length, 3), np.int64), 0
+        for _ in range(sizes.distractors):
+            found += _grow_distractor(random, kit, sizes, seen, distractors[found : found + sizes.distractor_length])
+        _paint(kit, contrasts, chains, distractors[:found], tips, marked, drawn.image[place], drawn.owner[place])
+
+
+@njit(nogil=True)
+def _grow_pair(random, kit, sizes, seen, chains, tips):
     """Both contours, in turn, begun anew at every dead end; fills chains and tips."""
-    distance, room, state = sizes[_DISTANCE], sizes[_WINDOW] - 4 * sizes[_DISTANCE], np.empty((2, 4))
+    distance, room, state = sizes.seed_distance, sizes.window - 4 * sizes.seed_distance, np.empty((2, 4))
     grown, length = 0, chains.shape[1]
     while grown < 2 * length:
         for paddle in range(grown):
             for contour in range(2):
-                _clear(boxes, chains[paddle % 2, paddle // 2], empty, seen[contour])
+                _clear(kit, chains[paddle % 2, paddle // 2], seen[contour])
         for contour in range(2):
-            way = compass[_below(random, 360)]
+            way = kit.compass[_below(random, 360)]
             if contour == 0:
                 y, x = 2 * distance + _below(random, room), 2 * distance + _below(random, room)
             else:
-                bearing = compass[_below(random, 360)]
+                bearing = kit.compass[_below(random, 360)]
                 y, x = tips[0, 0, 0] + _nearest(distance * bearing[0]), tips[0, 0, 1] + _nearest(distance * bearing[1])
             tips[contour, 0, 0], tips[contour, 0, 1] = y, x
-            _start(lookup, sizes, way, y, x, state[contour], chains[contour, 0])
-            _occupy(paddles, boxes, chains[contour, 0], seen[1 - contour])
+            _start(kit, sizes, way, y, x, state[contour], chains[contour, 0])
+            _occupy(kit, chains[contour, 0], seen[1 - contour])
         grown = 2
         while grown < 2 * length:
             step, contour = grown // 2, grown % 2
             last, paddle = chains[contour, step - 1], chains[contour, step]
-            if not _extend(
-                random, lookup, paddles, boxes, arc, turn, sizes, seen[contour], state[contour], last, paddle
-            ):
+            if not _extend(random, kit, sizes, seen[contour], state[contour], last, paddle):
                 break
-            _occupy(paddles, boxes, paddle, seen[1 - contour])
+            _occupy(kit, paddle, seen[1 - contour])
             grown += 1
     for contour in range(2):
         tips[contour, 1, 0], tips[contour, 1, 1] = chains[contour, length - 1, 1], chains[contour, length - 1, 2]
 
 
 @njit(nogil=True)
-def _grow_distractor(random, lookup, paddles, boxes, arc, compass, turn, sizes, seen, chain):
+def _grow_distractor(random, kit, sizes, seen, chain):
     """A contour that starts anywhere free among what is in seen[0]; the number of its paddles, 0 for no room."""
     state, grown = np.empty(4), 0
     for _ in range(ATTEMPTS):
         _copy(seen[0], seen[1])
-        way = compass[_below(random, 360)]
-        stamp = _stamp(lookup, sizes, way[0], way[1])
-        y, x = _free_place(random, paddles[stamp, ZONE], boxes[stamp, 1], sizes, seen[0, 0])
+        way = kit.compass[_below(random, 360)]
+        stamp = _stamp(kit, sizes, way[0], way[1])
+        y, x = _free_place(random, kit.paddles[stamp, ZONE], kit.boxes[stamp, 1], sizes, seen[0, 0])
         grown = 0
         if y < 0:
             continue
-        _start(lookup, sizes, way, y, x, state, chain[0])
+        _start(kit, sizes, way, y, x, state, chain[0])
         grown = 1
-        while grown < len(chain) and _extend(
-            random, lookup, paddles, boxes, arc, turn, sizes, seen[1], state, chain[grown - 1], chain[grown]
-        ):
+        while grown < len(chain) and _extend(random, kit, sizes, seen[1], state, chain[grown - 1], chain[grown]):
             grown += 1
         if grown == len(chain):
             break
     if grown:
-        _occupy(paddles, boxes, chain[grown - 1], seen[1])
+        _occupy(kit, chain[grown - 1], seen[1])
         _copy(seen[1], seen[0])
     return grown
 
@@ -162,7 +193,7 @@ def _grow_distractor(random, lookup, paddles, boxes, arc, compass, turn, sizes, 
 @njit(nogil=True)
 def _free_place(random, zone, box, sizes, occupied):
     """A pixel, uniform among those where a paddle of this zone meets nothing; (−1, −1) if there is none."""
-    window = sizes[_WINDOW]
+    window = sizes.window
     for _ in range(GUESSES):  # most often one is soon found without looking at all pixels
         place = _below(random, window * window)
         if _fits(zone, box, place // window, place % window, occupied, 0.0):
@@ -180,18 +211,18 @@ def _free_place(random, zone, box, sizes, occupied):
 
 
 @njit(nogil=True)
-def _start(lookup, sizes, way, y, x, state, paddle):
+def _start(kit, sizes, way, y, x, state, paddle):
     """The first paddle of a contour, its tail at (y, x)."""
-    state[0], state[1], state[2], state[3] = y - sizes[_MARGIN] * way[0], x - sizes[_MARGIN] * way[1], way[0], way[1]
-    paddle[0], paddle[1], paddle[2] = _stamp(lookup, sizes, way[0], way[1]), y, x
+    state[0], state[1], state[2], state[3] = y - sizes.margin * way[0], x - sizes.margin * way[1], way[0], way[1]
+    paddle[0], paddle[1], paddle[2] = _stamp(kit, sizes, way[0], way[1]), y, x
 
 
 @njit(nogil=True)
-def _extend(random, lookup, paddles, boxes, arc, turn, sizes, seen, state, last, paddle):
+def _extend(random, kit, sizes, seen, state, last, paddle):
     """Choose the paddle after `last`, which then is seen by its contour too; False at a dead end."""
-    window, border, radius = sizes[_WINDOW], sizes[_BORDER], sizes[_LENGTH] + sizes[_MARGIN]
-    pivot_y = state[0] + (radius + sizes[_MARGIN]) * state[2]
-    pivot_x = state[1] + (radius + sizes[_MARGIN]) * state[3]
+    arc, window, radius = kit.arc, sizes.window, sizes.paddle_length + sizes.margin
+    pivot_y = state[0] + (radius + sizes.margin) * state[2]
+    pivot_x = state[1] + (radius + sizes.margin) * state[3]
     ends, ways, weights = np.empty((len(arc), 2), np.int64), np.empty((len(arc), 2)), np.empty(len(arc))
     found, total, y, x = 0, 0.0, np.int64(-1), np.int64(-1)
     for place in range(len(arc)):
@@ -204,7 +235,8 @@ def _extend(random, lookup, paddles, boxes, arc, turn, sizes, seen, state, last,
         way_y, way_x = y - pivot_y, x - pivot_x
         norm = np.sqrt(way_y * way_y + way_x * way_x)
         way_y, way_x = way_y / norm, way_x / norm
-        weight = _weight(turn, way_y * state[2] + way_x * state[3]) * (1.0 - seen[1, border + y, border + x])
+        room = 1.0 - seen[1, sizes.border + y, sizes.border + x]
+        weight = _weight(kit.turn, way_y * state[2] + way_x * state[3]) * room
         if weight > 0.0:
             ends[found, 0], ends[found, 1], ways[found, 0], ways[found, 1] = y, x, way_y, way_x
             total += weight
@@ -216,9 +248,9 @@ def _extend(random, lookup, paddles, boxes, arc, turn, sizes, seen, state, last,
         goal, chosen = total * _uniform(random), 0
         while weights[chosen] <= goal and chosen < found - 1:
             chosen += 1
-        stamp = _stamp(lookup, sizes, -ways[chosen, 0], -ways[chosen, 1])
-        if _fits(paddles[stamp, ZONE], boxes[stamp, 0], ends[chosen, 0], ends[chosen, 1], seen[0], LIMIT):
-            _occupy(paddles, boxes, last, seen)
+        stamp = _stamp(kit, sizes, -ways[chosen, 0], -ways[chosen, 1])
+        if _fits(kit.paddles[stamp, ZONE], kit.boxes[stamp, 0], ends[chosen, 0], ends[chosen, 1], seen[0], LIMIT):
+            _occupy(kit, last, seen)
             state[0], state[1], state[2], state[3] = pivot_y, pivot_x, ways[chosen, 0], ways[chosen, 1]
             paddle[0], paddle[1], paddle[2] = stamp, ends[chosen, 0], ends[chosen, 1]
             return True
@@ -237,26 +269,34 @@ def _fits(zone, box, y, x, occupied, limit):
 
 
 @njit(nogil=True)
-def _occupy(paddles, boxes, paddle, seen):
+def _occupy(kit, paddle, seen):
     """Make a paddle's zone and halo part of what a contour sees."""
-    box, y, x = boxes[paddle[0], 1], paddle[1], paddle[2]
+    box, y, x = kit.boxes[paddle[0], 1], paddle[1], paddle[2]
     for kind in range(2):
         for row in range(box[0], box[1]):
-            source = paddles[paddle[0], ZONE + kind, row, box[2] : box[3]]
+            source = kit.paddles[paddle[0], ZONE + kind, row, box[2] : box[3]]
             target = seen[kind, y + row, x + box[2] : x + box[3]]
             for column in range(len(source)):
                 target[column] = max(target[column], source[column])
 
 
 @njit(nogil=True)
-def _clear(boxes, paddle, empty, seen):
+def _clear(kit, paddle, seen):
     """Undo `_occupy` of all paddles there."""
-    box, y, x = boxes[paddle[0], 1], paddle[1], paddle[2]
+    box, y, x = kit.boxes[paddle[0], 1], paddle[1], paddle[2]
     for kind in range(2):
         for row in range(y + box[0], y + box[1]):
-            source, target = empty[kind, row, x + box[2] : x + box[3]], seen[kind, row, x + box[2] : x + box[3]]
+            source, target = kit.empty[kind, row, x + box[2] : x + box[3]], seen[kind, row, x + box[2] : x + box[3]]
             for column in range(len(source)):
                 target[column] = source[column]
+
+
+@njit(nogil=True)
+def _join(source, target):
+    for kind in range(2):
+        for row in range(source.shape[1]):
+            for column in range(source.shape[2]):
+                target[kind, row, column] = max(target[kind, row, column], source[kind, row, column])
 
 
 @njit(nogil=True)
@@ -276,10 +316,10 @@ def _weight(turn, cosine):
 
 
 @njit(nogil=True)
-def _stamp(lookup, sizes, sine, cosine):
+def _stamp(kit, sizes, sine, cosine):
     """The paddle from an anchor in this direction."""
-    middle, length = len(lookup) // 2, SCALE * sizes[_LENGTH]
-    return lookup[middle + _nearest(length * sine), middle + _nearest(length * cosine)]
+    middle, length = len(kit.lookup) // 2, SCALE * sizes.paddle_length
+    return kit.lookup[middle + _nearest(length * sine), middle + _nearest(length * cosine)]
 
 
 @njit(nogil=True)
@@ -287,7 +327,14 @@ def _nearest(value):
     return np.int64(np.floor(value + 0.5))
 
 
-@njit(nogil=True)
+@njit(uint64(uint64[::1]), nogil=True)
+def _word(random):
+    word = draw(random[0], random[1])
+    random[1] += np.uint64(1)
+    return word
+
+
+@njit(int64(uint64[::1], int64), nogil=True)
 def _below(random, bound):
     return np.int64(below(_word(random), np.uint64(bound)))
 
@@ -298,27 +345,21 @@ def _uniform(random):
     return np.float64(_word(random) >> _LOW_BITS) * _UNIT
 
 
-@njit(nogil=True)
-def _word(random):
-    word = draw(random[0], random[1])
-    random[1] += np.uint64(1)
-    return word
-
-
-# Compiled: their picture, for threads wait for each other wherever Python works
+# Compiled: their picture
 
 
 @njit(nogil=True)
-def _paint(paddles, marker, chains, distractors, tips, marked, contrasts, ink, image, owner):
-    """Fills image and owner, see `Drawing`; ink comes in as zeros."""
+def _paint(kit, contrasts, chains, distractors, tips, marked, image, owner):
+    """Fills image and owner, see `Drawing`."""
+    ink = np.zeros((4, *kit.empty.shape[1:]))  # of the contours, the distractors, the markers
     for contour in range(2):
         for paddle in chains[contour]:
-            _lay(paddles[paddle[0], INK], paddle[1], paddle[2], contrasts[contour], ink[contour])
+            _lay(kit.paddles[paddle[0], INK], paddle[1], paddle[2], contrasts[contour], ink[contour])
         tip = tips[marked[contour, 0], marked[contour, 1]]
-        _lay(marker, tip[0], tip[1], np.float32(1), ink[3])
+        _lay(kit.marker, tip[0], tip[1], np.float32(1), ink[3])
     for paddle in distractors:
-        _lay(paddles[paddle[0], INK], paddle[1], paddle[2], contrasts[2], ink[2])
-    border, brightest = len(marker) // 2, 0.0
+        _lay(kit.paddles[paddle[0], INK], paddle[1], paddle[2], contrasts[2], ink[2])
+    border, brightest = len(kit.marker) // 2, 0.0
     for exposing in range(2):
         for y in range(len(image)):
             for x in range(len(image)):

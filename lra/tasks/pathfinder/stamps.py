@@ -73,7 +73,9 @@ def stamps(window: int, margin: int) -> Stamps:
         lookup,
         paddles,
         boxes,
-        marker=shrink(widen(draw_line(0, 0, 1, SCALE * side), SCALE * style.marker_radius)).astype(np.float32),
+        marker=shrink(widen(draw_line(0, 0, 1, SCALE * side), SCALE * style.marker_radius)).astype(
+            np.float32, order="C"
+        ),
         empty=np.stack([frame(window, side // 2, style.padding + widened) for widened in (0, margin)]),
         arc=unit_vectors(int(np.ceil(2 * np.pi * reach))),
         compass=unit_vectors(360),

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from lra.tasks import pixels
 from lra.tasks.arrays import SPLITS, Advance, Recipe, Split
@@ -14,6 +13,9 @@ from lra.tasks.pathfinder import release
 from lra.tasks.pathfinder.style import CONTOUR_LENGTHS, STYLES
 from lra.tasks.registry import register
 from lra.tasks.sources import Source, choose
+
+if TYPE_CHECKING:
+    from lra.tasks.pathfinder.generator import Drawing
 
 GENERATOR_VERSION = 1
 """Raise it with every change of the generator that changes the data."""
@@ -118,22 +120,22 @@ class Pathfinder(Task):
         )
 
     def _fill_generated(self, splits: dict[str, Split], advance: Advance) -> None:
-        for number, name in enumerate(SPLITS):
-            row, first = 0, number << SPLIT_BITS
-            for images, labels in self.draw(first, len(splits[name].labels)):
-                rows = slice(row, row + len(labels))
-                splits[name].tokens[rows] = pixels.tokens(images, self.black)
-                splits[name].labels[rows] = labels
-                row += len(labels)
-                advance(len(labels))
+        for name, split in splits.items():
+            row = 0
+            for drawn in self.draw(name, len(split.labels)):
+                rows = slice(row, row + len(drawn.label))
+                split.tokens[rows] = pixels.tokens(drawn.image, self.black)
+                split.labels[rows] = drawn.label
+                row += len(drawn.label)
+                advance(len(drawn.label))
 
-    def draw(self, first: int, count: int, workers: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Images first … first + count − 1 of the stream, (n, resolution, resolution) uint8, and labels, in chunks."""
-        from lra.tasks.pathfinder.generator import draw_image  # the compiler takes a second to import
+    def draw(self, split: str, count: int, workers: int | None = None) -> Iterator["Drawing"]:
+        """The first images of a split and the truth about them, in chunks."""
+        from lra.tasks.pathfinder.generator import draw_images  # the compiler takes a second to import
 
-        def chunk(start: int) -> tuple[np.ndarray, np.ndarray]:
-            numbers = range(start, min(start + CHUNK, first + count))
-            drawn = [draw_image(self.resolution, self.contour_length, self.seed, number) for number in numbers]
-            return np.stack([one.image for one in drawn]), np.array([one.label for one in drawn], np.uint8)
+        def chunk(row: int) -> "Drawing":
+            number = min(CHUNK, count - row)
+            return draw_images(self.resolution, self.contour_length, self.seed, first + row, number)
 
-        return in_order(chunk, range(first, first + count, CHUNK), workers)
+        first = SPLITS.index(split) << SPLIT_BITS
+        return in_order(chunk, range(0, count, CHUNK), workers)

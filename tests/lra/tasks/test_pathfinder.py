@@ -9,7 +9,7 @@ from scipy.ndimage import label as components
 from lra import tasks
 from lra.audit import images, shortcuts
 from lra.errors import UserError
-from lra.tasks.pathfinder.generator import draw_image
+from lra.tasks.pathfinder.generator import Drawing, draw_image, draw_images
 from lra.tasks.pathfinder.stamps import LIMIT, ZONE, stamps
 
 TABLES = {
@@ -30,7 +30,7 @@ DIGEST = "a7452f2e922c9adf269cbd69b332bef13f1d7d39bbe934d70909aba47c7c46a0"
 
 @pytest.fixture(scope="module")
 def drawings():
-    return [draw_image(32, 14, 0, index) for index in range(400)]
+    return [Drawing(*parts) for parts in zip(*draw_images(32, 14, 0, 0, 400), strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,16 @@ def test_the_first_images_are_those_of_every_machine(window):
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_number_of_workers_changes_nothing(workers):
-    one, many = (list(small().draw(5, 150, count)) for count in (1, workers))
-    assert [len(labels) for _, labels in one] == [64, 64, 22]
+    one, many = (list(small().draw("test", 150, count)) for count in (1, workers))
+    assert [len(drawn.label) for drawn in one] == [64, 64, 22]
     for alone, together in zip(one, many, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_an_image_does_not_depend_on_those_drawn_before_it():
+    for index in (1, 7):
+        alone, together = draw_image(128, 6, 3, index), draw_images(128, 6, 3, 0, 8)
+        assert all(np.array_equal(a, b[index]) for a, b in zip(alone, together, strict=True))
 
 
 def test_smaller_splits_are_the_first_part_of_larger_ones(tmp_path):
@@ -198,9 +204,8 @@ def test_the_audits_see_the_markers_that_were_drawn(tmp_path, drawings):
 
 @pytest.mark.slow
 def test_no_shortcut_says_much():
-    chunks = list(tasks.build("pathfinder").draw(0, 6000))
-    pixels, truth = (np.concatenate(part) for part in zip(*chunks, strict=True))
     task = tasks.build("pathfinder")
+    pixels, truth = (np.concatenate(part) for part in list(zip(*task.draw("train", 6000), strict=True))[:2])
     markers = images.drawn_markers(task, "train", pixels, truth.astype(bool))
     whole = images.Images(pixels, truth.astype(bool), markers)
     train, test = (images.Images(*(part[rows] for part in whole)) for rows in (slice(4000), slice(4000, 6000)))

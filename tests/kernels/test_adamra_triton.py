@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from guards import guarded, guarded_allocations
+from guards import guarded_allocations, guarded_qkv
 from inputs import padding, qkv
-from sm90 import SHARED_MEMORY, compile_in_own_process
+from replay import replayed
+from sm90 import assert_compiles, tiers
 from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
 
@@ -115,14 +116,8 @@ def test_gradcheck():
 
 @pytest.mark.parametrize(("length", "kind", "dim"), [(100, "scattered", 24)])
 def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, device):
-    fused = torch.stack(qkv(2, HEADS, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
-    fused = guarded(fused.to(device))  # (B, N, 3, H, D): strided heads, no copy
     mask = None if kind is None else padding(2, length, kind=kind).to(device)
-    inputs = [fused[:, :, i].transpose(1, 2) for i in range(3)]
-    if mask is not None:
-        for x in inputs:
-            x.masked_fill_(~mask[:, None, :, None], torch.nan)  # padding may hold anything
-    leaves = [x.detach().requires_grad_() for x in inputs]
+    leaves = guarded_qkv(2, HEADS, length, dim, mask, device)
     router = torch.randn(HEADS, 3, dim, device=device).requires_grad_()
     options = dict(rates=(2, 8, 32), key_weights=[None] * 3)
     with guarded_allocations():
@@ -184,16 +179,9 @@ GRID = [
 ]
 
 
-@pytest.mark.parametrize(
-    "cases",
-    [[["adamra", {}, 32, "bfloat16", True]], pytest.param(GRID, marks=pytest.mark.slow)],
-    ids=["default", "grid"],
-)
+@tiers([["adamra", {}, 32, "bfloat16", True]], GRID)
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
-    reports = compile_in_own_process(cases)
-    assert {r["kernel"] for r in reports} >= {"queries_kernel", "balance_kernel", "keys_backward_kernel"}
-    for report in reports:
-        assert report["shared"] <= SHARED_MEMORY, report
+    assert_compiles(cases, {"queries", "balance", "keys_backward"})
 
 
 def undecided(q: Tensor, router: Tensor) -> Tensor:
@@ -233,13 +221,4 @@ def test_large_bf16_call_repeats_every_bit_and_can_be_captured():
 
     first, second = step(), step()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, first, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(replayed(step), first, strict=True))

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from guards import guarded, guarded_allocations
+from guards import guarded_allocations, guarded_qkv
 from inputs import padding, qkv
-from sm90 import SHARED_MEMORY, compile_in_own_process
+from replay import replayed
+from sm90 import assert_compiles, tiers
 from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
 
@@ -160,14 +161,8 @@ def test_ties_of_a_maximum_share_its_gradient(options, device, monkeypatch):
 )
 def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, segment, options, device, monkeypatch):
     monkeypatch.setattr("kernels.combiner.triton_logsparse.TILE", 32)
-    fused = torch.stack(qkv(1, HEADS, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
-    fused = guarded(fused.to(device))  # (B, N, 3, H, D): strided heads, no copy
     mask = None if kind is None else padding(1, length, kind=kind).to(device)
-    inputs = [fused[:, :, i].transpose(1, 2) for i in range(3)]
-    if mask is not None:
-        for x in inputs:
-            x.masked_fill_(~mask[:, None, :, None], torch.nan)  # padding may hold anything
-    leaves = [x.detach().requires_grad_() for x in inputs]
+    leaves = guarded_qkv(1, HEADS, length, dim, mask, device)
     with guarded_allocations():
         out = combiner(*leaves, mask, segment_length=segment, impl="triton", **options)
         gradients = torch.autograd.grad(out.square().sum(), leaves)
@@ -232,21 +227,9 @@ GRID = [
 ]
 
 
-@pytest.mark.parametrize(
-    "cases",
-    [
-        [["combiner", {}, 32, "bfloat16", False], ["combiner", {}, 64, "bfloat16", True]],
-        pytest.param(GRID, marks=pytest.mark.slow),
-    ],
-    ids=["default", "full"],
-)
+@tiers([["combiner", {}, 32, "bfloat16", False], ["combiner", {}, 64, "bfloat16", True]], GRID)
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
-    reports = compile_in_own_process(cases)
-    assert {r["kernel"] for r in reports} >= {"summarise_kernel", "attend_kernel", "spans_backward_kernel"}
-    for report in reports:
-        assert report["shared"] <= SHARED_MEMORY, report
-        if report["dtype"] == "bfloat16" and report["head_dim"] == 32:
-            assert report["local"] == 0, f"spills: {report}"
+    assert_compiles(cases, {"summarise", "attend", "spans_backward"}, spills=0)
 
 
 # --- on the GPU only
@@ -277,14 +260,4 @@ def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(segment,
             assert torch.equal(a, b), f"{name} differs between two runs"
             assert_as_good_as(a, p, e, name)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step(module)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(module)
-    graph.replay()
-    for a, b in zip(captured, step(module), strict=True):
-        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(replayed(lambda: step(module)), step(module), strict=True))

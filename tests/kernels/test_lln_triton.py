@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from guards import guarded, guarded_allocations
+from gradients import assert_compiles_whole
+from guards import guarded_allocations, guarded_qkv
 from inputs import padding, qkv
 from oracles import lln as oracle
-from sm90 import SHARED_MEMORY, compile_in_own_process
+from replay import replayed
+from sm90 import assert_compiles, tiers
 from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
 
@@ -114,14 +116,8 @@ def test_gradcheck(diag):
     [(100, "scattered", 24, "average"), (130, None, 16, "none"), (70, "one", 32, "average")],
 )
 def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, diag, device):
-    fused = torch.stack(qkv(2, HEADS, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
-    fused = guarded(fused.to(device))  # (B, N, 3, H, D): strided heads, no copy
     mask = None if kind is None else padding(2, length, kind=kind).to(device)
-    inputs = [fused[:, :, i].transpose(1, 2) for i in range(3)]
-    if mask is not None:
-        for x in inputs:
-            x.masked_fill_(~mask[:, None, :, None], torch.nan)  # padding may hold anything
-    leaves = [x.detach().requires_grad_() for x in inputs]
+    leaves = guarded_qkv(2, HEADS, length, dim, mask, device)
     with guarded_allocations():
         scales = measure(*leaves[:2], mask, PUBLISHED, impl="triton")
         out = lln(*leaves, mask, alpha=scales[2], beta=scales[3], mix=mixture(diag, dim, torch.float32), impl="triton")
@@ -173,13 +169,7 @@ def test_operators_pass_opcheck(device):
 def test_compiles_without_a_graph_break(device):
     module = attention.build("lln_diag", num_heads=HEADS, head_dim=8, max_length=64, impl="triton")
     inputs = [x.to(device, torch.float32).requires_grad_() for x in qkv(2, HEADS, 20, 8)]
-    compiled = torch.compile(module, fullgraph=True)
-    for mask in (None, padding(2, 20).to(device)):
-        expected, actual = module(*inputs, mask), compiled(*inputs, mask)
-        torch.testing.assert_close(actual, expected)
-        gradients = (torch.autograd.grad(x.square().sum(), inputs) for x in (actual, expected))
-        for mine, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(mine, other)
+    assert_compiles_whole(module, inputs)
 
 
 def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
@@ -212,23 +202,10 @@ GRID = [
 ]
 
 
-@pytest.mark.parametrize(
-    "cases",
-    [
-        [["lln", {}, 32, "bfloat16", False], ["lln_diag", {}, 64, "bfloat16", True]],
-        pytest.param(GRID, marks=pytest.mark.slow),
-    ],
-    ids=["default", "grid"],
-)
+@tiers([["lln", {}, 32, "bfloat16", False], ["lln_diag", {}, 64, "bfloat16", True]], GRID)
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
-    reports = compile_in_own_process(cases)
-    assert {r["kernel"] for r in reports} >= {"partial_moments_kernel", "summarise_kernel", "queries_kernel"}
-    for report in reports:
-        assert report["shared"] <= SHARED_MEMORY, report
-        if report["dtype"] == "bfloat16" and report["head_dim"] == 32:
-            assert report["local"] <= 8, (
-                f"spills: {report}"
-            )  # two registers, in the summary that is fastest on the card
+    # Two registers, in the summary that is fastest on the card.
+    assert_compiles(cases, {"partial_moments", "summarise", "queries"}, spills=8)
 
 
 # --- on the GPU only
@@ -255,14 +232,4 @@ def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(name):
             assert torch.equal(a, b), f"{name} differs between two runs"
             assert_as_good_as(a, p, e, name)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step(module)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(module)
-    graph.replay()
-    for a, b in zip(captured, step(module), strict=True):
-        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(replayed(lambda: step(module)), step(module), strict=True))

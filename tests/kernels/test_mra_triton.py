@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from guards import guarded, guarded_allocations
+from gradients import assert_compiles_whole
+from guards import guarded_allocations, guarded_qkv
 from inputs import padding, qkv
 from oracles.mra import block_pairs
 from oracles.mra import mra_attention as oracle
-from sm90 import SHARED_MEMORY, compile_in_own_process
+from replay import replayed
+from sm90 import assert_compiles, tiers
 from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
 
@@ -206,13 +208,8 @@ def test_gradcheck():
 
 @pytest.mark.parametrize(("length", "kind", "dim"), [(70, "scattered", 24)])
 def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, device):
-    fused = torch.stack(qkv(1, 2, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
-    fused = guarded(fused.to(device))  # (B, N, 3, H, D): strided heads, no copy
     mask = padding(1, length, kind=kind).to(device)
-    inputs = [fused[:, :, i].transpose(1, 2) for i in range(3)]
-    for x in inputs:
-        x.masked_fill_(~mask[:, None, :, None], torch.nan)  # padding may hold anything
-    leaves = [x.detach().requires_grad_() for x in inputs]
+    leaves = guarded_qkv(1, 2, length, dim, mask, device)
     with guarded_allocations():
         out = mra_attention(*leaves, mask, block_size=16, blocks_per_row=2, impl="triton")
         cotangent = torch.ones_like(out).masked_fill(~mask[:, None, :, None], torch.nan)
@@ -238,13 +235,7 @@ def test_compiles_without_a_graph_break(name, device):
     sizes = dict(num_heads=1, head_dim=8, max_length=64)
     module = attention.build(name, **sizes, block_size=16, blocks_per_row=1, impl="triton")
     inputs = [x.to(device, torch.float32).requires_grad_() for x in qkv(1, 1, 40, 8)]
-    compiled = torch.compile(module, fullgraph=True)
-    for mask in (None, padding(1, 40).to(device)):
-        expected, actual = module(*inputs, mask), compiled(*inputs, mask)
-        torch.testing.assert_close(actual, expected)
-        gradients = (torch.autograd.grad(x.square().sum(), inputs) for x in (actual, expected))
-        for mine, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(mine, other)
+    assert_compiles_whole(module, inputs)
 
 
 def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
@@ -264,21 +255,12 @@ GRID = [  # block sizes, paddings of D, dtypes, modes, priors and masks; with 40
 ]
 
 
-@pytest.mark.parametrize("cases", [DEFAULT, pytest.param(GRID, marks=pytest.mark.slow)], ids=["default", "full"])
+@tiers(DEFAULT, GRID)
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
-    reports = compile_in_own_process(cases)
-    assert {r["kernel"] for r in reports} >= {
-        "rank_kernel",
-        "finish_kernel",
-        "attend_kernel",
-        "queries_kernel",
-        "keys_kernel",
-    }
-    for report in reports:
-        assert report["shared"] <= SHARED_MEMORY, report
-        if cases is DEFAULT:
-            assert report["local"] == 0, f"spills: {report}"
-        if cases is DEFAULT and report["kernel"] == "rank_kernel":
+    reports = assert_compiles(cases, {"rank", "finish", "attend", "queries", "keys"})
+    for report in reports if cases is DEFAULT else ():
+        assert report["local"] == 0, f"spills: {report}"
+        if report["kernel"] == "rank_kernel":
             assert report["fused"] == 0, "keys round as finish_kernel's do"
 
 
@@ -316,13 +298,4 @@ def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(name):
         out = module(*leaves)
         return [out, *torch.autograd.grad(out, leaves, leaves[0].detach())]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        first = step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(captured, first, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(replayed(step), step(), strict=True))

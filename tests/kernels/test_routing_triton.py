@@ -4,9 +4,10 @@ from unittest import mock
 
 import pytest
 import torch
-from guards import guarded, guarded_allocations
+from guards import guarded_allocations, guarded_qkv
 from inputs import padding, qkv
-from sm90 import SHARED_MEMORY, compile_in_own_process
+from replay import replayed
+from sm90 import assert_compiles, tiers
 from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
 
@@ -200,14 +201,8 @@ def test_gradcheck():
     [(50, "scattered", 24, 10, False), pytest.param(70, None, 8, 70, True, marks=pytest.mark.slow)],
 )
 def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, window, causal, device):
-    fused = torch.stack(qkv(2, HEADS, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
-    fused = guarded(fused.to(device))  # (B, N, 3, H, D): strided heads, no copy
     mask = None if kind is None else padding(2, length, kind=kind).to(device)
-    inputs = [fused[:, :, i].transpose(1, 2) for i in range(3)]
-    if mask is not None:
-        for x in inputs:
-            x.masked_fill_(~mask[:, None, :, None], torch.nan)  # padding may hold anything
-    leaves = [x.detach().requires_grad_() for x in inputs]
+    leaves = guarded_qkv(2, HEADS, length, dim, mask, device)
     mu = centroids(3, dim).to(device, torch.float32)
     with guarded_allocations():
         result = routing_attention(
@@ -284,26 +279,17 @@ GRID = [
     for dtype in ("bfloat16", "float16", "float32")
 ]
 
+DEFAULT = [
+    ["routing", {"num_clusters": 32, "local_window": 128}, 32, "bfloat16", False],
+    ["routing", {"num_clusters": 16, "window": 200}, 64, "bfloat16", True],  # several tiles a cluster
+]
 
-@pytest.mark.parametrize(
-    "cases",
-    [
-        [
-            ["routing", {"num_clusters": 32, "local_window": 128}, 32, "bfloat16", False],
-            ["routing", {"num_clusters": 16, "window": 200}, 64, "bfloat16", True],  # several tiles a cluster
-        ],
-        pytest.param(GRID, marks=pytest.mark.slow),
-    ],
-    ids=["default", "full"],
-)
+
+@tiers(DEFAULT, GRID)
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
-    reports = compile_in_own_process(cases)
-    kernels = {"score", "merge", "select", "offsets", "cluster", "combine", "cluster_backward", "finish", "move"}
-    assert {r["kernel"] for r in reports} == {f"{x}_kernel" for x in (*kernels, "local", "local_backward")}
-    for report in reports:
-        assert report["shared"] <= SHARED_MEMORY, report
-        if report["dtype"] == "bfloat16" and report["head_dim"] == 32:
-            assert report["local"] <= 8, f"spills: {report}"  # the smallest selection has 8 bytes of stack
+    chosen = {"score", "merge", "select", "offsets", "cluster", "combine", "cluster_backward", "finish", "move"}
+    # The smallest selection has 8 bytes of stack.
+    assert_compiles(cases, {*chosen, "local", "local_backward"}, spills=8)
 
 
 # --- on the GPU only
@@ -338,13 +324,4 @@ def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(length, 
     for name, a, p, e in list(zip(NAMES, mine, other, exact, strict=True))[:4]:
         assert_as_good_as(a, p, e, name)
 
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph, stream=stream):
-        captured = step()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(captured, mine, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(replayed(step), mine, strict=True))

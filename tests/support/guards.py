@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
+from inputs import qkv
 from torch import Tensor
 
 BAND = 1024
@@ -17,6 +18,20 @@ def guarded(x: Tensor) -> Tensor:
     buffer = torch.full((extent + 2 * BAND,), torch.nan, dtype=x.dtype, device=x.device)
     inside = buffer.as_strided(x.shape, x.stride(), BAND)
     return inside.copy_(x)
+
+
+def guarded_qkv(
+    batch: int, heads: int, length: int, dim: int, mask: Tensor | None, device: torch.device
+) -> list[Tensor]:
+    """Float32 leaves q, k, v (B, H, N, D), views of one guarded (B, N, 3, H, D) as a fused projection makes them.
+
+    Padding may hold anything: here NaN.
+    """
+    fused = torch.stack(qkv(batch, heads, length, dim, dtype=torch.float32)).permute(1, 3, 0, 2, 4).contiguous()
+    fused = guarded(fused.to(device))
+    if mask is not None:
+        fused[~mask.to(device)] = torch.nan
+    return [fused[:, :, i].transpose(1, 2).detach().requires_grad_() for i in range(3)]
 
 
 @contextmanager

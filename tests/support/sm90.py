@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -107,6 +108,27 @@ def compile_in_own_process(cases: list[list]) -> list[dict]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def tiers(default: list[list], grid: list[list]) -> pytest.MarkDecorator:
+    """Parametrises a test of `cases`: those that `make test` compiles, and the grid of `make test-all`."""
+    return pytest.mark.parametrize(
+        "cases", [default, pytest.param(grid, marks=pytest.mark.slow)], ids=["default", "grid"]
+    )
+
+
+def assert_compiles(cases: list[list], kernels: set[str], spills: float = float("inf")) -> list[dict]:
+    """The cases launch these kernels, among others, and all compile and fit the shared memory; what `main` prints.
+
+    spills   bytes of local memory that a thread of the main case, bf16 at head_dim 32, may have
+    """
+    reports = compile_in_own_process(cases)
+    assert {report["kernel"] for report in reports} >= {f"{name}_kernel" for name in kernels}
+    for report in reports:
+        assert report["shared"] <= SHARED_MEMORY, report
+        if (report["dtype"], report["head_dim"]) == ("bfloat16", 32):
+            assert report["local"] <= spills, f"spills: {report}"
+    return reports
 
 
 def main() -> None:

@@ -58,6 +58,11 @@ class Attention(nn.Module):
         """
         self._auxiliary = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether a training call may be traced: False before what happens once, in a call that should stay eager."""
+        return True
+
     def implementation(self, device: torch.device, compiled: bool = False) -> str:
         """Which implementation runs on `device`, in a model that is `compiled` or is not."""
         return resolve_impl(self.impl, device, self.implementations)

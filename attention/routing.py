@@ -121,7 +121,7 @@ class RoutingAttention(Attention):
     @torch.no_grad()
     def _initialise(self, q: Tensor, k: Tensor, key_mask: Tensor | None) -> None:
         """Sample plus Lloyd steps; the running means start at the result, with the counts of its last step."""
-        if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        if q.is_cuda and _capturing():
             raise RuntimeError("routing with attention.init=lloyd needs one training call before a CUDA graph capture")
         heads, num_clusters, _ = self.centroids.shape
         tokens = torch.cat([q[:, :heads], k[:, :heads]]).to(compute_dtype(q.dtype))
@@ -138,6 +138,10 @@ class RoutingAttention(Attention):
         self.ema_sums.copy_(centroids * smoothed_counts(counts)[..., None])
         self._initialised = True
 
+    @property
+    def ready(self) -> bool:
+        return self._initialised
+
     def diagnostics(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> dict[str, float]:
         """Share of the real queries and keys in at least one cluster, `query_coverage` and `key_coverage`."""
         covered = {"query_coverage": q, "key_coverage": k}
@@ -148,6 +152,11 @@ class RoutingAttention(Attention):
 
     def set_extra_state(self, state: Tensor) -> None:
         self._initialised = bool(state)
+
+
+@torch.compiler.assume_constant_result  # a question that torch.compile would break its graph to ask, for good
+def _capturing() -> bool:
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _check_options(num_heads: int, local_heads: int, commitment_weight: float, decay: float, init: str) -> None:

@@ -163,9 +163,11 @@ class CellModule(LightningModule):
         # Lightning's wrapper around the optimiser would count steps in Python, which a replay does not pass through.
         optimizer = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
+        # What an attention does once would be compiled for one step, or break the graph of all that follow.
+        compute = self._objective if all(m.ready for m in self.model.encoder.attentions()) else objective
         for index in self._part.chunk(self._accumulate):
             with self._autocast():
-                losses, auxiliary, _ = self._objective(self.model, *self._splits["train"].gather(index))
+                losses, auxiliary, _ = compute(self.model, *self._splits["train"].gather(index))
             loss = losses.mean() / self._accumulate
             (loss + auxiliary / self._accumulate).backward()
             self._loss += loss.detach()

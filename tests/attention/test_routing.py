@@ -120,6 +120,16 @@ def test_lloyd_init_happens_once_and_in_training_only():
     assert 0 < change < 0.01  # one step of the running mean, and not a new start
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_call_that_finds_the_first_centroids_compiles_without_a_graph_break():
+    """A break in the first call stays for all later ones: what is around the module is compiled once."""
+    routing = module(torch.float32).cuda()
+    assert not routing.ready
+    torch.compile(routing, fullgraph=True, backend="eager")(*(x.float().cuda() for x in inputs.qkv(2, 2, 33, 8)))
+    assert routing.ready
+
+
 def test_lloyd_init_needs_no_more_than_the_tokens_there_are():
     for mask in (None, inputs.padding(1, 2, kind="one"), torch.zeros(1, 2, dtype=torch.bool)):
         routing = module(num_clusters=32)

@@ -36,7 +36,12 @@ def _run_backward(
     return PATTERNS[pattern][2](grad, q, k, v, key_mask, state, span, causal, include_own)
 
 
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> list[Tensor]:
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, state: list[Tensor],
+    pattern: str, span: int, *_: object,
+) -> list[Tensor]:  # fmt: skip
+    if pattern == "axial":
+        return triton_axial.allocate_gradients(q, k, v, span)
     return [torch.empty_like(x) for x in (q, k, v)]
 
 

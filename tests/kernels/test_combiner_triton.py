@@ -169,6 +169,14 @@ def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, segment,
     assert all(x.isfinite().all() for x in (out, *gradients))
 
 
+def test_a_second_backward_pass_of_a_call_gives_the_same_bits(device):
+    """Axial's gradients replace, in place, what they are made of: none of that may belong to the forward pass."""
+    leaves = [x.to(device).requires_grad_() for x in qkv(1, 1, 7, 8, dtype=torch.float32)]
+    loss = combiner(*leaves, segment_length=4, impl="triton", **ROWS).square().sum()
+    once, again = (torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
 @pytest.mark.parametrize(
     "pattern",
     ["fixed", pytest.param("logsparse", marks=pytest.mark.slow), pytest.param("axial", marks=pytest.mark.slow)],

@@ -62,12 +62,19 @@ def load_summaries(
 
 
 @triton.jit
-def pool(x, real, COMPUTE: tl.constexpr):
-    """Maximum over the real rows of x, zero without any, and 1 / rows that hold it; x is in COMPUTE."""
+def held_maximum(x, real, COMPUTE: tl.constexpr):
+    """Maximum over the real rows of x, zero without any, and the rows that hold it, at least one; x is in COMPUTE."""
     highest = tl.max(tl.where(real[:, None], x, float("-inf")), axis=0)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     holds = tl.where(real[:, None] & (x == highest[None, :]), 1.0, 0.0).to(COMPUTE)
-    return highest, 1.0 / tl.maximum(tl.sum(holds, axis=0), 1.0)
+    return highest, tl.maximum(tl.sum(holds, axis=0), 1.0)
+
+
+@triton.jit
+def pool(x, real, COMPUTE: tl.constexpr):
+    """Maximum over the real rows of x, zero without any, and 1 / rows that hold it; x is in COMPUTE."""
+    highest, holders = held_maximum(x, real, COMPUTE)
+    return highest, 1.0 / holders
 
 
 @triton.jit

@@ -1,13 +1,15 @@
 """Combiner-Logsparse in Triton, causal and bidirectional: every query sees the siblings of its ancestors in a tree.
 
-A tile of T = 2ᵗ tokens is a subtree of T − 1 nodes in heap order: node u has the children 2u and 2u + 1, the root is 1,
-and token i has the ancestor (T + i) >> l on level l. With T tokens and, node 0 being none, T nodes, all of it is dense
-matrix products, of which a mask keeps what belongs together; q̂ and k̂ of a tile take as much room as q and k. The tiles
-are the leaves of an upper tree (`triton_tree`), whose k̂, h, q̂ lie in memory, O(N / T) of them:
+A tile of T = 2ᵗ tokens is a subtree of T − 1 nodes, in the order of their middles: node u > 0 with l − 1 zeros at its
+end is on level l and stands for the tokens i with i >> l = u >> l, its span there. With T tokens and, 0 being none, T
+nodes, all of it is dense matrix products, of which a mask keeps what belongs together. q̂ and k̂ of these nodes would
+take as much room as q and k: who needs them makes them anew from q and k, which are at hand. The tiles are the leaves
+of an upper tree (`triton_tree`), whose k̂, h, q̂ lie in memory, O(N / T) of them:
 
-forward   nodes (2 touches of one (B, H, N, D) tensor: q, k; writes q̂, k̂ and, in bytes, their ties: 3), pooling;
-          shares (2: k, v), merging; queries (6: q, k, v, q̂, k̂, out)
-backward  gradients of upper k̂ and h (3: q, out, do), merging; of upper q̂ (2: k, v), merging; everything else (10)
+forward   leaves (2 touches of one (B, H, N, D) tensor: q, k), pooling; shares (2: k, v), merging; queries (4: q, k, v,
+          out)
+backward  gradients of upper k̂ and h (3: q, out, do), merging; of upper q̂ (2: k, v), merging; everything else (7: q, k,
+          v, do, dq, dk, dv)
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
@@ -23,10 +25,9 @@ from kernels.combiner.triton import LOG2E
 from kernels.combiner.triton_tree import (
     Tree,
     asking_gradients_kernel,
-    load_nodes,
+    leaves_kernel,
     merge_gradients_kernel,
     merge_shares_kernel,
-    nodes_kernel,
     path,
     pool_kernel,
     shares_kernel,
@@ -45,27 +46,39 @@ WARPS = {16: 4, 32: 4, 64: 8, 128: 8}
 
 
 @triton.jit
-def levels_of(node, LEVELS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """How many levels each node of a subtree is above the tokens; 0 stands for no node, and is above all."""
-    level = tl.zeros_like(node)
-    for below in tl.static_range(LEVELS):
-        level += (node < (BLOCK_N >> below)).to(tl.int32)
-    return level
+def places_of(node, LEVELS: tl.constexpr):
+    """How many levels each node of a subtree is above the tokens, and its span there; 0 is no node and has span −1."""
+    level = tl.zeros_like(node) + 1
+    for below in tl.static_range(1, LEVELS):
+        level += (node % (1 << below) == 0).to(tl.int32)
+    return level, tl.where(node > 0, node >> level, -1)
 
 
 @triton.jit
 def ancestors(level, BLOCK_N: tl.constexpr):
-    """Ancestor of each token on the level of each node, (nodes, tokens)."""
-    return (BLOCK_N + tl.arange(0, BLOCK_N))[None, :] >> level[:, None]
+    """Span of each token on the level of each node, (nodes, tokens)."""
+    return tl.arange(0, BLOCK_N)[None, :] >> level[:, None]
+
+
+@triton.jit
+def maxima(x, real, level, LEVELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr):
+    """Maximum over the real rows of each node, zero without any, (T, D')."""
+    highest = tl.where(real[:, None], x.to(COMPUTE), float("-inf"))
+    pooled = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
+    for up in tl.static_range(1, LEVELS + 1):
+        highest = tl.max(tl.reshape(highest, (BLOCK_N >> up, 2, BLOCK_D)), axis=1)
+        wide = tl.broadcast_to(highest[:, None, :], (BLOCK_N >> up, 1 << up, BLOCK_D))
+        pooled = tl.where((level == up)[:, None], tl.reshape(wide, (BLOCK_N, BLOCK_D)), pooled)
+    return tl.where(pooled == float("-inf"), 0.0, pooled).to(x.dtype)
 
 
 @triton.jit
 def share_nodes(
-    asking, k, real, node, level, SCALE: tl.constexpr, BLOCK_N: tl.constexpr,
+    asking, k, real, level, span, SCALE: tl.constexpr, BLOCK_N: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Shares a_uj of the tokens in the nodes above them, (nodes, tokens), and which nodes have a real token."""
-    within = (ancestors(level, BLOCK_N) == node[:, None]) & real[None, :]
+    within = (ancestors(level, BLOCK_N) == span[:, None]) & real[None, :]
     logits = tl.where(within, product(asking, tl.trans(k), COMPUTE, OPERAND, PRECISION) * SCALE, NEVER)
     weights = tl.where(within, tl.exp2(logits - tl.max(logits, axis=1)[:, None]), 0.0)
     mass = tl.sum(weights, axis=1)
@@ -73,10 +86,10 @@ def share_nodes(
 
 
 @triton.jit
-def sees_node(node, level, some, CAUSAL: tl.constexpr, BLOCK_N: tl.constexpr):
+def sees_node(level, span, some, CAUSAL: tl.constexpr, BLOCK_N: tl.constexpr):
     """Which nodes are seen by which tokens, (nodes, tokens): siblings of their ancestors, if CAUSAL to the left."""
-    seen = some & (node % 2 == 0) if CAUSAL else some
-    return ((ancestors(level, BLOCK_N) ^ 1) == node[:, None]) & seen[:, None]
+    seen = some & (span % 2 == 0) if CAUSAL else some
+    return ((ancestors(level, BLOCK_N) ^ 1) == span[:, None]) & seen[:, None]
 
 
 @triton.jit
@@ -93,10 +106,10 @@ def queries_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,
     mask_ptr, mask_b, mask_n,
-    node_ptr, pooled_ptr, value_ptr, bias_ptr,  # q̂, k̂ (2, B·H, tiles, T, D'); k̂, h (B·H, 2P, D'), bias (B·H, 2P)
+    pooled_ptr, value_ptr, bias_ptr,  # k̂, h (B·H, 2P, D'), bias (B·H, 2P)
     out_ptr, out_b, out_h, out_n,
     norm_ptr,  # (B·H, N): log₂ of the normaliser
-    length, num_heads, tiles, leaves, levels, node_plane,
+    length, num_heads, tiles, leaves, levels,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, LEVELS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
@@ -110,10 +123,10 @@ def queries_kernel(
     q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, row, real, HEAD_DIM, BLOCK_D)
     k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, row, real, HEAD_DIM, BLOCK_D)
     v = load_rows(v_ptr + b * v_b + wide_h * v_h, v_n, start, row, real, HEAD_DIM, BLOCK_D)
-    asking = load_nodes(node_ptr, head * tiles + tile, BLOCK_N, BLOCK_D)
-    key = load_nodes(node_ptr + node_plane, head * tiles + tile, BLOCK_N, BLOCK_D)
-    level = levels_of(row, LEVELS, BLOCK_N)
-    share, some = share_nodes(asking, k, real, row, level, SCALE, BLOCK_N, COMPUTE, OPERAND, PRECISION)
+    level, span = places_of(row, LEVELS)
+    asking = maxima(q, real, level, LEVELS, BLOCK_N, BLOCK_D, COMPUTE)
+    key = maxima(k, real, level, LEVELS, BLOCK_N, BLOCK_D, COMPUTE)
+    share, some = share_nodes(asking, k, real, level, span, SCALE, BLOCK_N, COMPUTE, OPERAND, PRECISION)
     value = product(share, v, COMPUTE, OPERAND, PRECISION)
     upper, bias = siblings(leaves + tile, levels, bias_ptr + head * 2 * leaves, CAUSAL, BLOCK_E)
     upper_key = path(pooled_ptr, head * 2 * leaves, upper, levels, BLOCK_E, BLOCK_D)
@@ -123,7 +136,7 @@ def queries_kernel(
     own = product(k, q, COMPUTE, OPERAND, PRECISION) * SCALE
     own = tl.where(sees_token(real, CAUSAL, BLOCK_N), own, NEVER)
     near = product(key, q, COMPUTE, OPERAND, PRECISION) * SCALE
-    near = tl.where(sees_node(row, level, some, CAUSAL, BLOCK_N), near, NEVER)
+    near = tl.where(sees_node(level, span, some, CAUSAL, BLOCK_N), near, NEVER)
     far = product(upper_key, q, COMPUTE, OPERAND, PRECISION) * SCALE + bias[:, None]
     peak = tl.maximum(tl.maximum(tl.max(own, axis=0), tl.max(near, axis=0)), tl.max(far, axis=0))
     own, near, far = tl.exp2(own - peak[None, :]), tl.exp2(near - peak[None, :]), tl.exp2(far - peak[None, :])
@@ -162,13 +175,17 @@ def through_shares(
 
 @triton.jit
 def to_holders(
-    x, pooled, grad, row, level, BLOCK_N: tl.constexpr,
-    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    x, pooled, grad, real, row, level, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """`grad` of the ancestor on a level, where x holds its maximum; picked by products with zeros and a one."""
-    own = (((BLOCK_N + row) >> level)[:, None] == row[None, :]).to(OPERAND)
-    highest = product(own, pooled, COMPUTE, OPERAND, PRECISION)
-    return tl.where(x == highest, product(own, grad, COMPUTE, OPERAND, PRECISION), 0.0)
+    """`grad` of the ancestor on a level, in equal shares to the rows that hold its maximum.
+
+    Picked and counted by products with zeros and ones, which are exact.
+    """
+    span = row >> level
+    own = ((span << level) + (1 << level >> 1))[:, None] == row[None, :]
+    holds = (x == product(own, pooled, COMPUTE, OPERAND, PRECISION)) & real[:, None]
+    count = product(span[:, None] == span[None, :], holds, COMPUTE, OPERAND, PRECISION)
+    return tl.where(holds, product(own, grad, COMPUTE, OPERAND, PRECISION) / tl.maximum(count, 1.0), 0.0)
 
 
 @triton.jit
@@ -191,14 +208,13 @@ def tokens_backward_kernel(
     v_ptr, v_b, v_h, v_n,
     grad_ptr, grad_b, grad_h, grad_n,
     mask_ptr, mask_b, mask_n,
-    node_ptr, tie_ptr,  # q̂ and k̂ of the tiles, and the rows that hold them (2, B·H, tiles, T, D')
     pooled_ptr, value_ptr, bias_ptr, norm_ptr,  # q̂ and k̂ (2, B·H, 2P, D'), h (B·H, 2P, D'), (B·H, 2P)
     grad_asking_ptr, grad_key_ptr, grad_value_ptr,  # (B·H, 2P, D'), the first two shared among ties
     query_norm_ptr, delta_ptr,  # (B·H, N)
     grad_q_ptr, gq_b, gq_h, gq_n,
     grad_k_ptr, gk_b, gk_h, gk_n,
     grad_v_ptr, gv_b, gv_h, gv_n,
-    length, num_heads, tiles, leaves, levels, plane, node_plane,
+    length, num_heads, tiles, leaves, levels, plane,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, LEVELS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
@@ -206,7 +222,7 @@ def tokens_backward_kernel(
     """dq, dk and dv of one tile: the tokens themselves, its subtree, and the upper tree."""
     b, h, tile = place(tl.program_id(0), num_heads, tiles)
     wide_h, head, start = h.to(tl.int64), b * num_heads + h, tile * BLOCK_N
-    row, at, base = tl.arange(0, BLOCK_N), head * tiles + tile, head * 2 * leaves
+    row, base = tl.arange(0, BLOCK_N), head * 2 * leaves
     TAU: tl.constexpr = HEAD_DIM**-0.5
     SCALE: tl.constexpr = HEAD_DIM**-0.5 * LOG2E
     real, keep = real_rows(mask_ptr + b * mask_b, mask_n, start, length, row, HAS_MASK), start + row < length
@@ -216,17 +232,17 @@ def tokens_backward_kernel(
     grad = load_rows(grad_ptr + b * grad_b + wide_h * grad_h, grad_n, start, row, real, HEAD_DIM, BLOCK_D)
     norm = tl.load(query_norm_ptr + head * length + start + row, mask=keep, other=-NEVER)
     delta = tl.load(delta_ptr + head * length + start + row, mask=keep, other=0.0)
-    asking = load_nodes(node_ptr, at, BLOCK_N, BLOCK_D)
-    key = load_nodes(node_ptr + node_plane, at, BLOCK_N, BLOCK_D)
+    level, span = places_of(row, LEVELS)
+    asking = maxima(q, real, level, LEVELS, BLOCK_N, BLOCK_D, COMPUTE)
+    key = maxima(k, real, level, LEVELS, BLOCK_N, BLOCK_D, COMPUTE)
 
     grad_q, grad_k, grad_v = attention_gradients(
         k, v, q, grad, norm, delta, sees_token(real, CAUSAL, BLOCK_N), SCALE, COMPUTE, OPERAND, PRECISION
     )
-    level = levels_of(row, LEVELS, BLOCK_N)
-    share, some = share_nodes(asking, k, real, row, level, SCALE, BLOCK_N, COMPUTE, OPERAND, PRECISION)
+    share, some = share_nodes(asking, k, real, level, span, SCALE, BLOCK_N, COMPUTE, OPERAND, PRECISION)
     from_q, grad_key, grad_value = attention_gradients(
         key, product(share, v, COMPUTE, OPERAND, PRECISION), q, grad, norm, delta,
-        sees_node(row, level, some, CAUSAL, BLOCK_N), SCALE, COMPUTE, OPERAND, PRECISION,
+        sees_node(level, span, some, CAUSAL, BLOCK_N), SCALE, COMPUTE, OPERAND, PRECISION,
     )  # fmt: skip
     grad_share = product(grad_value, tl.trans(v), COMPUTE, OPERAND, PRECISION)
     grad_share = share * (grad_share - tl.sum(share * grad_share, axis=1)[:, None])
@@ -250,15 +266,13 @@ def tokens_backward_kernel(
     store_rows(grad_v_ptr, gv_n, start, row, keep, grad_v, HEAD_DIM, BLOCK_D)
 
     q, k = widened(q, BLOCK_D, COMPUTE, OPERAND, PRECISION), widened(k, BLOCK_D, COMPUTE, OPERAND, PRECISION)
-    grad_asking = grad_asking / load_nodes(tie_ptr, at, BLOCK_N, BLOCK_D).to(COMPUTE)
-    grad_key = grad_key / load_nodes(tie_ptr + node_plane, at, BLOCK_N, BLOCK_D).to(COMPUTE)
     highest, passed = passed_down(pooled_ptr, grad_asking_ptr, base, leaves + tile, levels, BLOCK_D, COMPUTE)
     grad_q += tl.where(q == highest[None, :], passed[None, :], 0.0)
     highest, passed = passed_down(pooled_ptr + plane, grad_key_ptr, base, leaves + tile, levels, BLOCK_D, COMPUTE)
     grad_k += tl.where(k == highest[None, :], passed[None, :], 0.0)
     for up in range(1, LEVELS):
-        grad_q += to_holders(q, asking, grad_asking, row, up, BLOCK_N, COMPUTE, OPERAND, PRECISION)
-        grad_k += to_holders(k, key, grad_key, row, up, BLOCK_N, COMPUTE, OPERAND, PRECISION)
+        grad_q += to_holders(q, asking, grad_asking, real, row, up, COMPUTE, OPERAND, PRECISION)
+        grad_k += to_holders(k, key, grad_key, real, row, up, COMPUTE, OPERAND, PRECISION)
     grad_q = tl.where(real[:, None], grad_q * TAU, 0.0)
     grad_k = tl.where(real[:, None], grad_k * TAU, 0.0)
     store_rows(grad_q_ptr + b * gq_b + wide_h * gq_h, gq_n, start, row, keep, grad_q, HEAD_DIM, BLOCK_D)
@@ -276,18 +290,14 @@ def tile_of(q: Tensor) -> int:
 def allocate(q: Tensor, span: int) -> list[Tensor]:
     """Output (B, H, N, D), laid out as (B, N, H, D), and what the backward pass reads of the call.
 
-    norm (B·H, N); of the tiles q̂ and k̂ and the rows that hold them (2, B·H, tiles, T, D'); of the upper tree the same
-    (2, B·H, 2P, D'), h (B·H, 2P, D'), bias and norm (B·H, 2P)
+    norm (B·H, N); of the upper tree q̂ and k̂ and the rows that hold them (2, B·H, 2P, D'), h (B·H, 2P, D'), bias and
+    norm (B·H, 2P)
     """
     batch, heads, length, dim = q.shape
-    tile, width, dtype = tile_of(q), block_dim(dim), state_dtype(q.dtype)
-    tree = Tree.over(length, tile)
-    subtrees, nodes = (2, batch * heads, tree.tiles, tile, width), tree.nodes
+    width, dtype, nodes = block_dim(dim), state_dtype(q.dtype), Tree.over(length, tile_of(q)).nodes
     return [
         q.new_empty(batch, length, heads, dim).transpose(1, 2),
         q.new_empty(batch * heads, length, dtype=dtype),
-        q.new_empty(subtrees),
-        q.new_empty(subtrees, dtype=torch.uint8),
         *(q.new_empty(2, batch * heads, nodes, width, dtype=dtype) for _ in range(2)),
         q.new_empty(batch * heads, nodes, width, dtype=dtype),
         *(q.new_empty(batch * heads, nodes, dtype=dtype) for _ in range(2)),
@@ -295,13 +305,12 @@ def allocate(q: Tensor, span: int) -> list[Tensor]:
 
 
 def _constants(q: Tensor, key_mask: Tensor | None, levels: int) -> tuple[dict, dict]:
-    """Of kernels that only load and pool a tile; of those that multiply."""
+    """Of the kernel that only pools a tile, with few warps, as it only reduces; of those that multiply."""
     width = block_dim(q.shape[-1])
-    flags = dict(
-        HAS_MASK=key_mask is not None, HEAD_DIM=q.shape[-1], BLOCK_N=tile_of(q), BLOCK_D=width, num_warps=WARPS[width]
-    )  # fmt: skip
-    few = dict(**flags, COMPUTE=arithmetic(q.dtype)["COMPUTE"])
-    return few, dict(**flags, BLOCK_E=max(16, triton.next_power_of_2(levels)), **arithmetic(q.dtype))
+    flags = dict(HAS_MASK=key_mask is not None, HEAD_DIM=q.shape[-1], BLOCK_N=tile_of(q), BLOCK_D=width)
+    few = dict(**flags, COMPUTE=arithmetic(q.dtype)["COMPUTE"], num_warps=max(1, width // 32))
+    wide = dict(**flags, BLOCK_E=max(16, triton.next_power_of_2(levels)), **arithmetic(q.dtype))
+    return few, dict(**wide, num_warps=WARPS[width])
 
 
 def forward(
@@ -309,16 +318,14 @@ def forward(
 ) -> list[Tensor]:
     """What `allocate` names; `span` and `include_own` have no meaning here."""
     batch, heads, length, _ = q.shape
-    out, norm, node, ties, pooled, count, value, bias, value_norm = state = allocate(q, span)
+    out, norm, pooled, count, value, bias, value_norm = state = allocate(q, span)
     tree, sequences = Tree.over(length, tile_of(q)), batch * heads
     tiles, leaves, levels, nodes = tree
     flags, wide = _constants(q, key_mask, levels)
     mask, width, plane = mask_arguments(key_mask, q), block_dim(q.shape[-1]), pooled.stride(0)
-    below = tile_of(q).bit_length() - 1
-    nodes_kernel[(sequences * leaves,)](
-        q, *strides(q), k, *strides(k), *mask, node, ties, pooled, count, bias,
-        length, heads, tiles, leaves, plane, node.stride(0), LEVELS=below, **flags,
-    )  # fmt: skip
+    leaves_kernel[(sequences * leaves,)](
+        q, *strides(q), k, *strides(k), *mask, pooled, count, bias, length, heads, leaves, plane, **flags
+    )
     if levels > 0:
         few = dict(BLOCK_D=width, COMPUTE=flags["COMPUTE"], num_warps=1)
         pool_kernel[(sequences * (leaves - 1), 2)](pooled, count, bias, leaves, levels, nodes, plane, **few)
@@ -332,8 +339,8 @@ def forward(
             peak, mass, slots, value, value_norm, tiles, leaves, levels, nodes, **few
         )
     queries_kernel[(sequences * tiles,)](
-        q, *strides(q), k, *strides(k), v, *strides(v), *mask, node, pooled[1], value, bias, out, *strides(out), norm,
-        length, heads, tiles, leaves, levels, node.stride(0), CAUSAL=causal, LEVELS=below, **wide,
+        q, *strides(q), k, *strides(k), v, *strides(v), *mask, pooled[1], value, bias, out, *strides(out), norm,
+        length, heads, tiles, leaves, levels, CAUSAL=causal, LEVELS=tile_of(q).bit_length() - 1, **wide,
     )  # fmt: skip
     return state
 
@@ -344,7 +351,7 @@ def backward(
 ) -> list[Tensor]:  # fmt: skip
     """dq, dk, dv in the layout of q, k, v."""
     batch, heads, length, _ = q.shape
-    out, norm, node, ties, pooled, count, value, bias, value_norm = state
+    out, norm, pooled, count, value, bias, value_norm = state
     tree, sequences = Tree.over(length, tile_of(q)), batch * heads
     tiles, leaves, levels, nodes = tree
     _, wide = _constants(q, key_mask, levels)
@@ -370,9 +377,9 @@ def backward(
     grad_q, grad_k, grad_v = grads
     tokens_backward_kernel[(sequences * tiles,)](
         q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask,
-        node, ties, pooled, value, bias, value_norm, grad_asking, grad_key, grad_value, norm, delta,
+        pooled, value, bias, value_norm, grad_asking, grad_key, grad_value, norm, delta,
         grad_q, *strides(grad_q), grad_k, *strides(grad_k), grad_v, *strides(grad_v),
-        length, heads, tiles, leaves, levels, pooled.stride(0), node.stride(0),
+        length, heads, tiles, leaves, levels, pooled.stride(0),
         CAUSAL=causal, LEVELS=tile_of(q).bit_length() - 1, **wide,
     )  # fmt: skip
     return grads

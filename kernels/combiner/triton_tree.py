@@ -15,7 +15,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from kernels.combiner.triton import LOG2E
+from kernels.combiner.triton import LOG2E, held_maximum
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows
 
 SLOTS = tl.constexpr(32)
@@ -47,71 +47,31 @@ def level_of(node, leaves, levels):
 
 
 @triton.jit
-def load_nodes(ptr, tile, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The nodes of one tile, (T, D')."""
-    position = tl.arange(0, BLOCK_N)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    return tl.load(ptr + tile * (BLOCK_N * BLOCK_D) + position)
-
-
-@triton.jit
-def pool_nodes(
-    x, real, node_ptr, tie_ptr, columns, LEVELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """Maximum over the real rows of each node of one tile, zero without any, and the rows that hold it, at least one.
-
-    Both are stored, in heap order, up to column `columns`; those of the root are returned, (D').
-    """
-    offset_d = tl.arange(0, BLOCK_D)[None, :]
-    exists = offset_d < columns
-    highest = tl.where(real[:, None], x, float("-inf"))
-    ties = tl.where(real[:, None] & (offset_d >= 0), 1.0, 0.0).to(COMPUTE)
-    tl.store(node_ptr + offset_d, tl.zeros((1, BLOCK_D), node_ptr.dtype.element_ty), mask=exists)  # node 0 is none
-    tl.store(tie_ptr + offset_d, tl.full((1, BLOCK_D), 1, tl.uint8), mask=exists)
-    for level in tl.static_range(1, LEVELS + 1):
-        pairs = tl.reshape(highest, (BLOCK_N >> level, 2, BLOCK_D))
-        highest = tl.max(pairs, axis=1)
-        ties = tl.reshape(ties, (BLOCK_N >> level, 2, BLOCK_D))
-        ties = tl.sum(tl.where(pairs == highest[:, None, :], ties, 0.0), axis=1)
-        node = ((BLOCK_N >> level) + tl.arange(0, BLOCK_N >> level))[:, None] * BLOCK_D + offset_d
-        pooled = tl.where(highest == float("-inf"), 0.0, highest)
-        tl.store(node_ptr + node, pooled.to(node_ptr.dtype.element_ty), mask=exists)
-        tl.store(tie_ptr + node, tl.maximum(ties, 1.0).to(tl.uint8), mask=exists)
-    return tl.reshape(pooled, (BLOCK_D,)), tl.reshape(tl.maximum(ties, 1.0), (BLOCK_D,))
-
-
-@triton.jit
-def nodes_kernel(
+def leaves_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
     mask_ptr, mask_b, mask_n,
-    node_ptr, tie_ptr,  # q̂, k̂ of the tiles (2, B·H, tiles, T, D'), rows that hold them (the same)
     pooled_ptr, count_ptr, bias_ptr,  # q̂, k̂ (2, B·H, 2P, D'), rows that hold them (the same), bias (B·H, 2P)
-    length, num_heads, tiles, leaves, plane, node_plane,
-    HAS_MASK: tl.constexpr, LEVELS: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    length, num_heads, leaves, plane,
+    HAS_MASK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """q̂ and k̂ of all nodes of one tile; also of those behind the end, which are leaves without tokens."""
+    """q̂ and k̂ of one tile; also of those behind the end, which are leaves without tokens."""
     b, h, tile = place(tl.program_id(0), num_heads, leaves)
-    wide_h, head, start = h.to(tl.int64), b * num_heads + h, tile * BLOCK_N
+    wide_h, start = h.to(tl.int64), tile * BLOCK_N
     offset_n, offset_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     real = real_rows(mask_ptr + b * mask_b, mask_n, start, length, offset_n, HAS_MASK)
     q = load_rows(q_ptr + b * q_b + wide_h * q_h, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
     k = load_rows(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    node_ptr += (head * tiles + tile) * (BLOCK_N * BLOCK_D)
-    tie_ptr += (head * tiles + tile) * (BLOCK_N * BLOCK_D)
-    columns = tl.where(tile < tiles, BLOCK_D, 0)  # those behind the end have no place
-    asking, asking_ties = pool_nodes(q, real, node_ptr, tie_ptr, columns, LEVELS, BLOCK_N, BLOCK_D, COMPUTE)
-    key, key_ties = pool_nodes(
-        k, real, node_ptr + node_plane, tie_ptr + node_plane, columns, LEVELS, BLOCK_N, BLOCK_D, COMPUTE
-    )
-    leaf = (head * 2 * leaves + leaves + tile) * BLOCK_D + offset_d
-    tl.store(pooled_ptr + leaf, asking)
-    tl.store(pooled_ptr + plane + leaf, key)
-    tl.store(count_ptr + leaf, asking_ties)
-    tl.store(count_ptr + plane + leaf, key_ties)
+    asking, asking_ties = held_maximum(q, real, COMPUTE)
+    key, key_ties = held_maximum(k, real, COMPUTE)
+    leaf = (b * num_heads + h) * 2 * leaves + leaves + tile
+    tl.store(pooled_ptr + leaf * BLOCK_D + offset_d, asking)
+    tl.store(pooled_ptr + plane + leaf * BLOCK_D + offset_d, key)
+    tl.store(count_ptr + leaf * BLOCK_D + offset_d, asking_ties)
+    tl.store(count_ptr + plane + leaf * BLOCK_D + offset_d, key_ties)
     some = tl.max(real.to(tl.int32), axis=0)
-    tl.store(bias_ptr + head * 2 * leaves + leaves + tile, tl.where(some > 0, 0.0, NEVER))
+    tl.store(bias_ptr + leaf, tl.where(some > 0, 0.0, NEVER))
 
 
 @triton.jit

@@ -5,13 +5,13 @@ from functools import cache
 
 import pytest
 import torch
-from profiler import heavy_operators, operators
+from profiler import heavy_operators, operators, peak_bytes
 
 import attention
 from attention import Attention
 from lra.efficiency import timing
 from lra.efficiency.baseline import BACKENDS
-from lra.efficiency.calls import draw, inference, training
+from lra.efficiency.calls import Inputs, draw, inference, training
 from lra.efficiency.cases import BASELINE, Case, table_options
 from lra.efficiency.measure import Run
 
@@ -66,6 +66,21 @@ def test_the_table_gives_options_that_exist():
             assert table_options(name, length, heads=2).keys() <= attention.options(name).keys()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run, which takes the interpreter")
+@pytest.mark.parametrize("length", [1000, 1024, 4096, 16_384])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "routing" else ()) for n in NAMES])
+def test_a_call_allocates_no_more_than_sdpa_held_on_an_h100(name: str, length: int, monkeypatch: pytest.MonkeyPatch):
+    """That is out, dq, dk, dv, dq in float32, and two numbers a query. Routing's top-k is PyTorch's and takes time."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    monkeypatch.setattr(InterpretedFunction, "run", lambda *_, **__: None)  # what a host allocates, without its kernels
+    each, cpu = case(name, length, masked=False), torch.device("cpu")
+    q, k, v, cotangent = (torch.empty(each.batch, 2, length, 32, dtype=torch.bfloat16) for _ in range(4))
+    inputs = Inputs(*(x.requires_grad_() for x in (q, k, v)), None, cotangent)
+    call = training(build(each, cpu), inputs)
+    assert peak_bytes(call) <= 6 * q.nbytes + 2 * 4 * q[..., 0].numel()
+
+
 @pytest.mark.gpu
 @on_gpu
 @each_mask
@@ -80,25 +95,18 @@ def test_a_call_runs_no_matmul_softmax_or_scatter_of_pytorch(name: str, masked: 
         assert heavy_operators(call) <= SELECTIONS.get(name, set())
 
 
-SUMMARIES = {"combiner_axial": 1.7, "combiner_logsparse": 1.35}
-"""Patterns that keep summaries as large as two of q, k and v for their backward pass: they take more than exact
-attention, on an H100 1.68 and 1.28 to 1.33 times as much."""
-
-
 @pytest.mark.gpu
 @on_gpu
 @each_mask
 @pytest.mark.parametrize("length", [1024, 4096, 16_384])
 @each_name
-def test_a_call_takes_no_more_memory_than_sdpa_but_for_patterns_with_many_summaries(
-    name: str, length: int, masked: bool
-):
+def test_a_call_takes_no_more_memory_than_sdpa(name: str, length: int, masked: bool):
     each = case(name, length, masked)
     call = training(build(each), draw(each, CUDA))
     call()
     peak = timing.peak_memory(call, CUDA)
     assert peak is not None
-    assert peak <= SUMMARIES.get(name, 1.0) * peak_of_sdpa(length, masked)
+    assert peak <= peak_of_sdpa(length, masked)
 
 
 @pytest.mark.gpu

@@ -1,7 +1,8 @@
-"""Which operators of PyTorch a call runs, forward and backward, as the profiler sees them."""
+"""Which operators of PyTorch a call runs, forward and backward, and what it allocates, as the profiler sees them."""
 
 import re
 from collections.abc import Callable
+from itertools import accumulate
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -24,3 +25,15 @@ def operators(call: Callable[[], object]) -> set[str]:
 def heavy_operators(call: Callable[[], object]) -> set[str]:
     """Those of `operators` that do the work of an attention."""
     return {name for name in operators(call) if HEAVY.fullmatch(name)}
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Most bytes that `call` holds at once on the CPU, its result included, beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        made = call()
+    assert seen.profiler is not None
+    assert seen.profiler.kineto_results is not None
+    changes = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = list(accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())))
+    del made
+    return max(held, default=0)

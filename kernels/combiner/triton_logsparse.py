@@ -44,6 +44,9 @@ TILE = 64
 WARPS = {16: 4, 32: 4, 64: 8, 128: 8}
 """By padded head dimension."""
 
+REGISTERS = 168
+"""Most of a thread of four warps in the forward pass over queries: so three programs run side by side, not two."""
+
 
 @triton.jit
 def places_of(node, LEVELS: tl.constexpr):
@@ -338,9 +341,10 @@ def forward(
         merge_shares_kernel[(sequences * (nodes - 2),)](
             peak, mass, slots, value, value_norm, tiles, leaves, levels, nodes, **few
         )
+    limit = dict(maxnreg=REGISTERS) if wide["num_warps"] == 4 and q.dtype == torch.bfloat16 else {}
     queries_kernel[(sequences * tiles,)](
         q, *strides(q), k, *strides(k), v, *strides(v), *mask, pooled[1], value, bias, out, *strides(out), norm,
-        length, heads, tiles, leaves, levels, CAUSAL=causal, LEVELS=tile_of(q).bit_length() - 1, **wide,
+        length, heads, tiles, leaves, levels, CAUSAL=causal, LEVELS=tile_of(q).bit_length() - 1, **wide, **limit,
     )  # fmt: skip
     return state
 

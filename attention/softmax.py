@@ -2,28 +2,29 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention.base import Attention
 from attention.registry import register
+from kernels import softmax
 from kernels.common.layout import heads_last
-
-TILE = 128
-"""Tokens of a side of a tile that FlexAttention computes or skips."""
 
 
 @register("softmax")
 class SoftmaxAttention(Attention):
-    """softmax(q kᵀ / √D) v through PyTorch's SDPA, the fastest exact backend of the device."""
+    """softmax(q kᵀ / √D) v by the fastest exact path of the device that PyTorch has.
+
+    That is SDPA; with a key mask, in 16 bits on a GPU and not causal, flash attention over the real tokens alone.
+    """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        if key_mask is not None and not self.causal and softmax.refusal(q) is None:
+            return softmax.packed_attention(q, k, v, key_mask)
         return softmax_attention(q, k, v, key_mask, self.causal)
 
     def implementation(self, device: torch.device, compiled: bool = False) -> str:
-        """SDPA, everywhere."""
-        return "sdpa"
+        """SDPA; on a GPU also flash attention of sequences of variable length, for masked calls in 16 bits."""
+        return "sdpa+varlen" if device.type == "cuda" and not self.causal else "sdpa"
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool = False) -> Tensor:
@@ -37,38 +38,3 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, 
         past = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
         visible = (visible & past) | torch.eye(length, dtype=torch.bool, device=q.device)
     return heads_last(scaled_dot_product_attention(q, k, v, attn_mask=visible), key_mask)
-
-
-def tiled_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
-    """The same by FlexAttention, (B, H, N, D), zero for padded queries; worth it only when compiled."""
-    out = flex_attention(q, k, v, block_mask=tiles(key_mask))
-    assert isinstance(out, Tensor)
-    return out * key_mask[:, None, :, None]
-
-
-def tiles(key_mask: Tensor) -> BlockMask:
-    """Which tiles of the attention matrix hold a real query and a real key, for a key mask (B, N).
-
-    Made from counts of tiles, O(B (N / TILE)²), where `create_block_mask` would look at every pair of tokens.
-    """
-    length = key_mask.shape[1]
-    tiled = functional.pad(key_mask, (0, -length % TILE)).unflatten(1, (-1, TILE))  # (B, tiles, TILE)
-    some, every = tiled.any(-1), tiled.all(-1)
-    computed = some[:, :, None] & some[:, None, :]  # (B, query tiles, key tiles)
-    return BlockMask.from_kv_blocks(
-        *_listed(computed & ~every[:, None, :]),
-        *_listed(computed & every[:, None, :]),
-        BLOCK_SIZE=TILE,
-        mask_mod=lambda b, h, i, j: key_mask[b, j],
-        seq_lengths=(length, length),
-    )
-
-
-def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of tiles: how many key tiles are chosen, and all key tiles, the chosen ones first."""
-    # By counting, not sorting: it is as quick, and a sort that torch 2.11 compiled for three tiles put them wrongly.
-    count, earlier = chosen.sum(-1, keepdim=True), chosen.cumsum(-1)
-    tile = torch.arange(chosen.shape[-1], device=chosen.device).expand_as(chosen)
-    place = torch.where(chosen, earlier - 1, count + tile - earlier)
-    order = torch.empty_like(place).scatter_(-1, place, tile)
-    return count.squeeze(-1).int()[:, None], order.int()[:, None]

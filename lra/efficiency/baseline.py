@@ -1,13 +1,12 @@
 """The baseline: PyTorch's exact attention by the fastest path on this device and shape.
 
-That is one of the fused backends of `scaled_dot_product_attention`, or, with a padding mask, FlexAttention over tiles,
-compiled.
+That is one of the fused backends of `scaled_dot_product_attention`, or, with a padding mask, flash attention over the
+real tokens alone.
 """
 
 import contextlib
-import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention import Attention
-from attention.softmax import tiled_attention
+from kernels.softmax import packed_attention
 
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -25,9 +24,7 @@ BACKENDS = {
 }
 """The exact backends of SDPA that never hold the N × N matrix."""
 
-FLEX = "flex"
-RECOMPILATIONS = 256
-"""Shapes and gradient modes that one run compiles it for; torch.compile would give up after eight."""
+VARLEN = "varlen"
 
 ANCHOR_SHAPE, ANCHOR_TOKENS, ANCHOR_DTYPE = (2, 32), 131_072, "bfloat16"
 ANCHORS = {"H100": {1024: 0.60, 4096: 2.04, 16384: 7.77}}
@@ -52,23 +49,19 @@ class SDPA(Attention):
             return scaled_dot_product_attention(q, k, v, attn_mask=visible)
 
 
-class Tiled(Attention):
-    """softmax(q kᵀ / √D) v by compiled FlexAttention, which skips tiles of padding; only with a key mask."""
+class Packed(Attention):
+    """softmax(q kᵀ / √D) v over the real tokens alone, brought together and back; only with a key mask."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS):
-            return _compiled()(q, k, v, key_mask)
-
-
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(tiled_attention, dynamic=False)
+        if key_mask is None:
+            raise ValueError(f"{VARLEN} needs a key mask")
+        return packed_attention(q, k, v, key_mask)
 
 
 def build(name: str, num_heads: int, head_dim: int, max_length: int) -> Attention:
     """The exact attention `name`, one of `paths`."""
-    if name == FLEX:
-        return Tiled(num_heads, head_dim, max_length)
+    if name == VARLEN:
+        return Packed(num_heads, head_dim, max_length)
     return SDPA(name, num_heads, head_dim, max_length)
 
 
@@ -76,7 +69,7 @@ def paths(device: torch.device, masked: bool) -> tuple[str, ...]:
     """What there is to choose from; on a CPU SDPA's own choice."""
     if device.type != "cuda":
         return ("default",)
-    return (*BACKENDS, FLEX) if masked else tuple(BACKENDS)
+    return (*BACKENDS, VARLEN) if masked else tuple(BACKENDS)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from lra.efficiency.baseline import FLEX
 from lra.efficiency.calls import draw, inference, training
 from lra.efficiency.cases import BASELINE, Case
 from lra.efficiency.measure import Run, WrongError
@@ -19,11 +18,11 @@ MOST_WORKERS = 12
 
 
 def compile_ahead(groups: Sequence[Sequence[Case]], device: torch.device) -> int:
-    """Run every case that has something to compile once in another process; returns the number of processes.
+    """Run every case that has kernels of ours once in another process; returns the number of processes.
 
     What goes wrong there goes wrong again in the run, and is recorded there.
     """
-    every = [case for group in groups for case in group if case.attention != BASELINE or case.masked]
+    every = [case for group in groups for case in group if case.attention != BASELINE]
     tasks = [list(some) for _, some in itertools.groupby(sorted(every, key=_kernels), key=_kernels)]
     workers = min(len(tasks), MOST_WORKERS, os.cpu_count() or 1)
     if device.type != "cuda" or workers < 2:
@@ -37,9 +36,8 @@ def compile_ahead(groups: Sequence[Sequence[Case]], device: torch.device) -> int
 
 
 def _kernels(case: Case) -> tuple:
-    """What decides which kernels a case needs; those of the baseline are compiled for each length, and take longest."""
-    length = case.length if case.attention == BASELINE else 0
-    return case.attention != BASELINE, case.masked, case.heads, case.head_dim, length, case.attention
+    """What decides which kernels a case needs."""
+    return case.masked, case.heads, case.head_dim, case.attention
 
 
 def _run_once(some: Sequence[Case], device_name: str) -> None:
@@ -49,9 +47,6 @@ def _run_once(some: Sequence[Case], device_name: str) -> None:
     try:
         for case in some:
             x = draw(case, device)
-            if case.attention == BASELINE:
-                run.baseline(case, x, [FLEX])
-                continue
             module, impl, _, _ = run.subject(case)
             if impl != "triton":
                 return

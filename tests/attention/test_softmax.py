@@ -7,7 +7,6 @@ from oracles.softmax import softmax_attention, softmax_weights
 from tolerance import assert_exact
 
 import attention
-from attention.softmax import tiled_attention, tiles
 
 
 @pytest.mark.parametrize("kind", [None, "suffix", "scattered", "one", "empty"])
@@ -41,21 +40,6 @@ def test_gradients_stay_finite_where_the_real_logits_are_far_below_those_of_the_
 
 
 # Training steps of a model that is compiled for a GPU
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kind", ["suffix", "scattered", "one", "empty"])
-def test_attention_over_tiles_agrees_with_the_definition(kind: str):
-    q, k, v = qkv(3, 2, 200, 16)
-    key_mask = padding(3, 200, kind=kind)
-    assert_exact(tiled_attention(q, k, v, key_mask), softmax_attention(q, k, v, key_mask), "out")
-
-
-@pytest.mark.parametrize("kind", ["suffix", "scattered", "one", "empty"])
-def test_tiles_hold_every_pair_of_real_tokens_and_skip_what_has_none(kind: str):
-    mask = padding(3, 300, kind=kind)
-    some = torch.nn.functional.pad(mask, (0, 84)).unflatten(1, (3, 128)).any(-1)
-    assert torch.equal(tiles(mask).to_dense()[:, 0].bool(), some[:, :, None] & some[:, None, :])
 
 
 @pytest.mark.gpu

@@ -216,7 +216,7 @@ def _fill_baseline(row: dict[str, Any], outcome: dict[str, Any], best: Baseline 
     outcome["check"] = best.check.to_dict()
     row |= {
         "settings": best.settings,
-        "impl": "sdpa",
+        "impl": "varlen" if best.settings["training"] == baseline.VARLEN else "sdpa",
         "timing": timing.agree([best.forward.how, best.training.how]),
         "fwd_ms": best.fwd_ms,
         "fwd_bwd_ms": best.fwd_bwd_ms,

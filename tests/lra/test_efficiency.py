@@ -174,7 +174,7 @@ def test_a_slower_call_takes_longer():
 # The baseline
 
 
-def test_the_fastest_right_path_is_the_baseline_and_the_others_are_recorded(monkeypatch: pytest.MonkeyPatch):
+def test_the_fastest_right_path_is_the_baseline_with_the_memory_of_the_leanest(monkeypatch: pytest.MonkeyPatch):
     class Slow(baseline.SDPA):
         def attend(self, q, k, v, key_mask):
             time.sleep(0.02)
@@ -190,11 +190,14 @@ def test_the_fastest_right_path_is_the_baseline_and_the_others_are_recorded(monk
 
     kinds = {"slow": Slow, "refusing": Refusing, "wrong": Wrong, "plain": baseline.SDPA}
     monkeypatch.setattr(baseline, "build", lambda name, *sizes: kinds[name](name, *sizes))
+    peaks = iter([98.0, 194.0])  # of the slow path and of the plain one
+    monkeypatch.setattr(timing, "peak_memory", lambda call, device: next(peaks))
     best = Run(CPU).baseline(case("softmax", masked=True), draw(case(masked=True), CPU), list(kinds))
     assert best.settings == {"forward": "plain", "training": "plain"}
     assert best.refused["refusing"] == "not for me"
     assert best.refused["wrong"].startswith("output: relative error")
     assert best.refused.keys() == {"refusing", "wrong"}
+    assert best.peak_mem_mib == 98.0
 
 
 # Rows

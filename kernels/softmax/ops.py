@@ -19,7 +19,7 @@ def flash_forward(packed: Tensor, starts: Tensor, length: int) -> tuple[Tensor, 
     starts   (B + 1,) int32, first row of each segment, then the end of the last; none is longer than `length`
 
     Returns out (T, H, D) and the logarithm of the softmax's denominators, float32 (H, T). Rows that are in no segment
-    are neither read nor written.
+    are neither read nor written. (cuDNN's call for such sequences gives wrong gradients in torch 2.11.)
     """
     q, k, v = packed.unbind()
     out, log_sum, *_ = torch.ops.aten._flash_attention_forward(

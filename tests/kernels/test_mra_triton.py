@@ -50,13 +50,11 @@ def selected(q: Tensor, k: Tensor, mask: Tensor | None, block_size: int, blocks_
 
 def selections(q: Tensor, k: Tensor, mask: Tensor | None, block_size: int, blocks_per_row: int, *priors: int):
     """The same, from the lists of query blocks and from those of key blocks."""
-    from kernels.mra import ops
-    from kernels.mra.triton_backward import transpose
-    from kernels.mra.triton_lists import Selection
+    from kernels.mra.triton_lists import select, transpose
 
     blocks = -(-q.shape[2] // block_size)
     budget = min(blocks_per_row * blocks, blocks**2)
-    chosen = Selection(*ops.forward(q, k, k, mask, True, block_size, budget, *priors)[2:])
+    chosen, _ = select(q, k, k, mask, True, block_size, budget, *priors)
     pairs = []
     for starts, listed in ((chosen.starts, chosen.listed), transpose(chosen)):
         assert (starts[:, 0] == 0).all()

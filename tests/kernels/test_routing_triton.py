@@ -272,13 +272,17 @@ def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
 # --- compiled for an H100, in a process of its own: this one interprets
 
 
+# A Latin square of selections, dtypes and dimensions; the largest selection has the largest tiles.
+SELECTIONS = ((16, 64, 128, False), (40, 128, 64, True), (200, 200, 200, True))
+DIMS, DTYPES = (24, 128, 64), ("bfloat16", "float16", "float32")
 GRID = [
-    ["routing", {"num_clusters": clusters, "window": window, "local_window": local_window}, dim, dtype, masked]
-    for clusters, window, local_window, masked in ((16, 64, 128, False), (40, 128, 64, True), (200, 200, 200, True))
-    for dim in (24, 64, 128)
-    for dtype in ("bfloat16", "float16", "float32")
-]
-
+    [
+        "routing", {"num_clusters": clusters, "window": window, "local_window": local_window},
+        DIMS[(row + column) % len(DIMS)], dtype, masked,
+    ]
+    for row, (clusters, window, local_window, masked) in enumerate(SELECTIONS)
+    for column, dtype in enumerate(DTYPES)
+]  # fmt: skip
 DEFAULT = [
     ["routing", {"num_clusters": 32, "local_window": 128}, 32, "bfloat16", False],
     ["routing", {"num_clusters": 16, "window": 200}, 64, "bfloat16", True],  # several tiles a cluster

@@ -38,6 +38,11 @@ class Check:
         return {**asdict(self), "passed": self.passed}
 
 
+def small(case: Case) -> Case:
+    """The case at the size of its check."""
+    return replace(case, length=min(case.length, LENGTH), tokens=min(case.tokens, TOKENS))
+
+
 def check(module: Attention, exact: Attention, case: Case, device: torch.device) -> Check:
     """One training call of `module` at the case's shape and settings against the same of `exact` in float64.
 
@@ -46,9 +51,7 @@ def check(module: Attention, exact: Attention, case: Case, device: torch.device)
     A method that chooses (blocks, members, resolutions) may choose differently where candidates tie to rounding; that
     touches so few rows that it stays within what is allowed.
     """
-    length = min(case.length, LENGTH)
-    small = replace(case, length=length, tokens=min(case.tokens, TOKENS))
-    inputs = draw(small, device)
+    inputs = draw(small(case), device)
     training(module, inputs)()  # whatever a first training call sets up
     exact.load_state_dict(module.state_dict())
     exact = exact.to(device).double()
@@ -63,7 +66,7 @@ def check(module: Attention, exact: Attention, case: Case, device: torch.device)
         if isinstance(value, Tensor) and value.is_floating_point():
             errors[name] = _error(value, state[name])
     where = max(errors, key=lambda name: errors[name])
-    return Check(errors[where], torch.finfo(inputs.q.dtype).eps, where, length)
+    return Check(errors[where], torch.finfo(inputs.q.dtype).eps, where, inputs.q.shape[2])
 
 
 def _real(x: Tensor | None, inputs: Inputs) -> Tensor:

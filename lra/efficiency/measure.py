@@ -1,7 +1,7 @@
 """One run: for each group of cases a baseline, for each case a check, then time and memory, then a record."""
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -85,7 +85,8 @@ class Run:
             with baseline.quiet():
                 try:
                     outcome = self._check(replace(case, attention=f"{BASELINE} {name}"), module, exact=BASELINE)
-                    training(module, x)()
+                    if outcome.passed:
+                        training(module, x)()
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # SDPA or a compiler says no, each in its own words
@@ -182,7 +183,7 @@ class Run:
     def subject(self, case: Case) -> tuple[Attention, str, Check, str]:
         """The module of a case on the device, through the kernels where there are any, checked; and their refusal."""
         refusal = ""
-        build = self._builder(case)
+        build = self.builder(case)
         known = build("auto").implementations
         for impl in ("triton", "reference"):
             if impl not in known or (impl == "triton" and self.device.type != "cuda"):
@@ -201,12 +202,14 @@ class Run:
         options = {} if exact == BASELINE else case.options
         key = (case.attention, repr(options), case.heads, case.head_dim, case.masked, case.dtype, module.impl)
         if key not in self.checks:
-            plain = self._builder(replace(case, attention=exact))("reference" if exact != BASELINE else "auto")
+            plain = self.builder(replace(case, attention=exact))("reference" if exact != BASELINE else "auto")
             self.checks[key] = check(module, plain, case, self.device)
         return self.checks[key]
 
     @staticmethod
-    def _builder(case: Case):
+    def builder(case: Case) -> Callable[[str], Attention]:
+        """Builds the attention of a case, always the same one, in the implementation named."""
+
         def build(impl: str) -> Attention:
             seed_all(0, "init")
             sizes = dict(num_heads=case.heads, head_dim=case.head_dim, max_length=case.length)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import attention
 from attention import Attention
-from lra.efficiency import baseline, picture, table, timing
+from lra.efficiency import baseline, compilation, picture, table, timing
 from lra.efficiency.calls import draw, inference, suffix_padding, training
 from lra.efficiency.cases import LENGTHS, Case, cases
 from lra.efficiency.check import check
@@ -198,6 +198,25 @@ def test_the_fastest_right_path_is_the_baseline_with_the_memory_of_the_leanest(m
     assert best.refused["wrong"].startswith("output: relative error")
     assert best.refused.keys() == {"refusing", "wrong"}
     assert best.peak_mem_mib == 98.0
+
+
+# Compiled ahead
+
+
+def test_only_what_has_kernels_is_compiled_ahead_and_one_case_of_each_kind_before_the_others():
+    groups = cases(["linear", "lln", "mra", "softmax"], [1024, 2048, 4096], [(2, 32)], [False, True])
+    first, rest = compilation.waves(one for group in groups for one in group)
+    kinds = [(one.attention, one.masked) for one in first]
+    assert kinds == [("lln", False), ("mra", False), ("lln", True), ("mra", True)]
+    assert {one.length for one in first} == {1024}
+    assert [(one.attention, one.masked, one.length) for one in rest] == [(*k, n) for k in kinds for n in (2048, 4096)]
+
+
+def test_what_goes_wrong_while_compiling_ahead_is_left_to_the_run(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(Run, "builder", lambda case: asked.append(case) or 1 / 0)
+    compilation._run_once(case(), "cpu")
+    assert asked == [case()]
 
 
 # Rows

@@ -30,6 +30,10 @@ class Attention(nn.Module):
     """Options under which, in evaluation, a sequence's output does not depend on its batch mates (nor, where causal,
     on later tokens); needed only by a method whose defaults pool statistics over the call."""
 
+    selected: Tensor | None = None
+    """What calls attend to instead of their own choice, as `select` gives it: set to compare implementations on one
+    selection. Only the reference of a method that selects takes it."""
+
     def __init__(self, num_heads: int, head_dim: int, max_length: int, causal: bool = False, impl: str = "auto"):
         super().__init__()
         check_positive(num_heads=num_heads, head_dim=head_dim, max_length=max_length)
@@ -45,6 +49,17 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         """The method itself, on validated inputs; must return what the class docstring promises."""
+        raise NotImplementedError
+
+    def select(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor | None:
+        """What a call chooses to attend to, (…, m) ascending indices of candidates; None for a method without choice.
+
+        Arguments as in a call, which may change the state that the choice depends on.
+        """
+        return None
+
+    def preference(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """What `select` takes the m largest of, (…, candidates), scaled so that it spreads over about one."""
         raise NotImplementedError
 
     def auxiliary_loss(self) -> Tensor:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from attention.base import Attention
 from attention.registry import register
-from kernels.mra import IMPLEMENTATIONS, check_options, mra_attention
+from kernels.mra import IMPLEMENTATIONS, check_options, mra_attention, preference, select
 
 
 @register("mra", mra_s={"mode": "sparse"})
@@ -46,17 +46,21 @@ class MRA(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         return mra_attention(
-            q,
-            k,
-            v,
-            key_mask,
-            mode=self.mode,
-            block_size=self.block_size,
-            blocks_per_row=self.blocks_per_row,
-            first_blocks=self.first_blocks,
-            diagonal_blocks=self.diagonal_blocks,
-            impl=self.impl,
+            q, k, v, key_mask, mode=self.mode, **self._choice(), impl=self.impl, selection=self.selected
         )
+
+    def select(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """The refined pairs of blocks, see `kernels.mra.api.select`."""
+        return select(q, k, key_mask, **self._choice(), impl=self.impl)
+
+    def preference(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        options = self._choice()
+        del options["blocks_per_row"]
+        return preference(q, k, key_mask, **options)
+
+    def _choice(self) -> dict[str, int]:
+        names = ("block_size", "blocks_per_row", "first_blocks", "diagonal_blocks")
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
         return (

@@ -9,7 +9,7 @@ from attention.base import Attention
 from attention.registry import register
 from kernels.common.inputs import check_positive
 from kernels.common.layout import compute_dtype
-from kernels.routing.api import IMPLEMENTATIONS, coverage, move_centroids, routing_attention
+from kernels.routing.api import IMPLEMENTATIONS, coverage, move_centroids, preference, routing_attention, select
 from kernels.routing.centroids import (
     cluster_scores,
     layer_norm,
@@ -107,11 +107,19 @@ class RoutingAttention(Attention):
             key_mask=key_mask,
             causal=self.causal,
             impl=self.impl,
+            members=self.selected,
         )
         self._auxiliary = self.commitment_weight * commitment
         if self.training:
             self._update(counts, sums)
         return out
+
+    def select(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """The members of the clusters as the centroids are, see `kernels.routing.api.select`."""
+        return select(q, k, self.centroids, window=self.window, key_mask=key_mask, impl=self.impl)
+
+    def preference(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        return preference(q, k, self.centroids, key_mask)
 
     @torch.no_grad()
     def _update(self, counts: Tensor, sums: Tensor) -> None:

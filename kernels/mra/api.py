@@ -35,6 +35,7 @@ def mra_attention(
     first_blocks: int = 0,
     diagonal_blocks: int = 0,
     impl: str = "auto",
+    selection: Tensor | None = None,
 ) -> Tensor:
     """MRA attention: exact where the mass is, at block resolution ("full") or not at all ("sparse") elsewhere.
 
@@ -43,29 +44,41 @@ def mra_attention(
 
     q̄, k̄, v̄ are the means of a block's real tokens, c_y their number; "sparse" drops the second sum. The
     refined pairs (x, y) ∈ I are the blocks_per_row · ⌈N / block_size⌉ highest of a head: by priors, then by
-    τ q̄_x·k̄_y less its maximum over y. Arguments and result as in `attention.base.Attention`.
+    τ q̄_x·k̄_y less its maximum over y. Arguments and result as in `attention.base.Attention`; a `selection`, which only
+    the reference takes, says I as `select` does.
 
     Zeng et al., "Multi Resolution Analysis (MRA) for Approximate Self-Attention" (arXiv 2207.10284): MRA-2 and
     MRA-2-s. One budget a head, the row normalisation and the priors are those of the authors' code; unlike there,
     the budget follows the length of the call, row maxima ignore padding, and sums are exact instead of + 1e-6.
     """
     check_options(mode, block_size, blocks_per_row, first_blocks, diagonal_blocks)
-    chosen = choose_impl(impl, q, IMPLEMENTATIONS, "mra")
-    if chosen == "triton":
+    options = dict(
+        block_size=block_size, blocks_per_row=blocks_per_row, first_blocks=first_blocks, diagonal_blocks=diagonal_blocks
+    )
+    refusal = None if selection is None else "chooses the blocks itself"
+    if choose_impl(impl, q, IMPLEMENTATIONS, "mra", refusal) == "triton":
         from kernels.mra import ops  # Triton is needed only here
 
-        attend = ops.mra_attention
-    else:
-        attend = reference.mra_attention
-    out = attend(
-        q,
-        k,
-        v,
-        key_mask,
-        mode=mode,
-        block_size=block_size,
-        blocks_per_row=blocks_per_row,
-        first_blocks=first_blocks,
-        diagonal_blocks=diagonal_blocks,
+        return ops.mra_attention(q, k, v, key_mask, mode=mode, **options)
+    out = reference.mra_attention(q, k, v, key_mask, mode=mode, **options, selection=selection)
+    return heads_last(out, key_mask, q.dtype)
+
+
+def select(q: Tensor, k: Tensor, key_mask: Tensor | None = None, *, impl: str = "auto", **options: int) -> Tensor:
+    """The refined pairs of a call, (B, H, m) int64: x · nb + y, ascending; `options` are all that decide it."""
+    if choose_impl(impl, q, IMPLEMENTATIONS, "mra") == "triton":
+        from kernels.mra import ops
+
+        return ops.select_blocks(q, k, key_mask, **options)
+    return reference.select_blocks(q, k, key_mask, **options)
+
+
+def preference(
+    q: Tensor, k: Tensor, key_mask: Tensor | None = None, *, block_size: int, first_blocks: int, diagonal_blocks: int
+) -> Tensor:
+    """Of which `select` takes the largest, (B, H, nb²): priors, plus the score between −1 and 0 in each head."""
+    priors, scores = reference.rank_blocks(
+        q, k, key_mask, block_size=block_size, first_blocks=first_blocks, diagonal_blocks=diagonal_blocks
     )
-    return out if chosen == "triton" else heads_last(out, key_mask, q.dtype)
+    lowest = scores.amin((-2, -1), keepdim=True).clamp_max(-1e-30)
+    return (priors - scores / lowest).flatten(-2)

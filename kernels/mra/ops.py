@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kernels.common.launch import block_dim, state_dtype, unit_last_stride
 from kernels.common.ops import register_op
-from kernels.mra import triton, triton_backward
+from kernels.mra import triton, triton_backward, triton_lists
 from kernels.mra.triton_lists import weights_like
 from kernels.mra.triton_pool import padded
 
@@ -84,6 +84,29 @@ def mra_attention(
 ) -> Tensor:  # fmt: skip
     """`kernels.mra.api.mra_attention` through the kernels."""
     q, k, v = (unit_last_stride(x) for x in (q, k, v))
-    blocks = -(-q.shape[2] // block_size)
-    budget = min(blocks_per_row * blocks, blocks**2)
+    budget = _budget(q.shape[2], block_size, blocks_per_row)
     return _MRA.apply(q, k, v, key_mask, mode == "full", block_size, budget, first_blocks, diagonal_blocks)
+
+
+def select_blocks(
+    q: Tensor, k: Tensor, key_mask: Tensor | None, *, block_size: int, blocks_per_row: int, first_blocks: int,
+    diagonal_blocks: int,
+) -> Tensor:  # fmt: skip
+    """`kernels.mra.reference.select_blocks` through the kernels."""
+    q, k = (unit_last_stride(x) for x in (q, k))
+    budget = _budget(q.shape[2], block_size, blocks_per_row)
+    chosen, _ = triton_lists.select(q, k, k, key_mask, False, block_size, budget, first_blocks, diagonal_blocks)
+    num_blocks = -(-q.shape[2] // block_size)
+    pairs = owners(chosen.starts, chosen.listed) * num_blocks + chosen.listed
+    return pairs.view(*q.shape[:2], budget)
+
+
+def owners(starts: Tensor, listed: Tensor) -> Tensor:
+    """The block whose list each slot of `listed` belongs to, (B·H, m) int64."""
+    slot = torch.arange(listed.shape[1], device=listed.device, dtype=starts.dtype).expand(listed.shape)
+    return torch.searchsorted(starts, slot.contiguous(), right=True) - 1
+
+
+def _budget(length: int, block_size: int, blocks_per_row: int) -> int:
+    num_blocks = -(-length // block_size)
+    return min(blocks_per_row * num_blocks, num_blocks**2)

@@ -12,41 +12,21 @@ from kernels.common.layout import compute_dtype
 
 
 def mra_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_mask: Tensor | None,
-    *,
-    mode: str,
-    block_size: int,
-    blocks_per_row: int,
-    first_blocks: int,
-    diagonal_blocks: int,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, *, mode: str, block_size: int, blocks_per_row: int,
+    first_blocks: int, diagonal_blocks: int, selection: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`kernels.mra.api.mra_attention` without its checks; (B, H, N, D) in the dtype it computes in."""
-    selection = select_blocks(
-        q,
-        k,
-        key_mask,
-        block_size=block_size,
-        blocks_per_row=blocks_per_row,
-        first_blocks=first_blocks,
-        diagonal_blocks=diagonal_blocks,
-    )
+    if selection is None:
+        priors = dict(first_blocks=first_blocks, diagonal_blocks=diagonal_blocks)
+        selection = select_blocks(q, k, key_mask, block_size=block_size, blocks_per_row=blocks_per_row, **priors)
     return attend_blocks(q, k, v, key_mask, selection, mode=mode, block_size=block_size)
 
 
 @torch.no_grad()
 def select_blocks(
-    q: Tensor,
-    k: Tensor,
-    key_mask: Tensor | None,
-    *,
-    block_size: int,
-    blocks_per_row: int,
-    first_blocks: int,
+    q: Tensor, k: Tensor, key_mask: Tensor | None, *, block_size: int, blocks_per_row: int, first_blocks: int,
     diagonal_blocks: int,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The block pairs I of every head, as flat indices x · nb + y, ascending: (B, H, m) int64.
 
     m = min(blocks_per_row · nb, nb²) pairs of the whole nb × nb matrix: first those with real tokens on both
@@ -54,6 +34,25 @@ def select_blocks(
     maximum taken over blocks with real tokens; ties go to the lowest index. Priors: the rows x < first_blocks, the
     columns y < first_blocks, and the diagonals |x − y| <= diagonal_blocks // 2 (if diagonal_blocks > 0).
     The authors write this order as additions of 5e3 and −1e4 to the score.
+    """
+    priors, scores = rank_blocks(
+        q, k, key_mask, block_size=block_size, first_blocks=first_blocks, diagonal_blocks=diagonal_blocks
+    )
+    # Two stable sorts order by prior, then score, then index; a sum of both would lose score digits to rounding.
+    by_score = scores.flatten(-2).argsort(dim=-1, descending=True, stable=True)
+    by_prior = priors.flatten(-2).gather(-1, by_score).argsort(dim=-1, descending=True, stable=True)
+    num_blocks = scores.shape[-1]
+    budget = min(blocks_per_row * num_blocks, num_blocks**2)
+    return by_score.gather(-1, by_prior)[..., :budget].sort(-1).values
+
+
+@torch.no_grad()
+def rank_blocks(
+    q: Tensor, k: Tensor, key_mask: Tensor | None, *, block_size: int, first_blocks: int, diagonal_blocks: int
+) -> tuple[Tensor, Tensor]:
+    """What orders the pairs in `select_blocks`, (B, H, nb, nb) each.
+
+    First the priors that ask for a pair, −1 where a side has no real token, then its score less the best of its row.
     """
     real = _real_tokens(q, key_mask, block_size)  # (B or 1, 1, nb, b)
     counts = real.sum(-1)
@@ -68,13 +67,7 @@ def select_blocks(
     priors = first[:, None] + first
     if diagonal_blocks > 0:
         priors = priors + ((block[:, None] - block).abs() <= diagonal_blocks // 2).long()
-    priors = priors.where(occupied, -1).expand_as(scores)
-
-    # Two stable sorts order by prior, then score, then index; a sum of both would lose score digits to rounding.
-    by_score = scores.flatten(-2).argsort(dim=-1, descending=True, stable=True)
-    by_prior = priors.flatten(-2).gather(-1, by_score).argsort(dim=-1, descending=True, stable=True)
-    budget = min(blocks_per_row * num_blocks, num_blocks**2)
-    return by_score.gather(-1, by_prior)[..., :budget].sort(-1).values
+    return priors.where(occupied, -1).expand_as(scores), scores
 
 
 def attend_blocks(

@@ -1,5 +1,5 @@
 """Routing attention: softmax inside clusters of tokens that online k-means finds, beside local heads."""
 
-from kernels.routing.api import RoutingOutput, routing_attention
+from kernels.routing.api import RoutingOutput, preference, routing_attention, select
 
-__all__ = ["RoutingOutput", "routing_attention"]
+__all__ = ["RoutingOutput", "preference", "routing_attention", "select"]

@@ -1,9 +1,11 @@
 """Routing attention: validation and dispatch."""
 
+from math import inf, sqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kernels.common.dispatch import choose_impl, resolve_impl
 from kernels.common.inputs import check_positive
@@ -38,6 +40,7 @@ def routing_attention(
     key_mask: Tensor | None = None,
     causal: bool = False,
     impl: str = "auto",
+    members: Tensor | None = None,
 ) -> RoutingOutput:
     """Routing attention on the first H_r heads, local attention on the others.
 
@@ -48,11 +51,13 @@ def routing_attention(
     key_mask       (B, N) bool, True = real token
     causal         a query sees keys at or before its own position. The members of a cluster are chosen over the
                    whole sequence, as published: later tokens can decide *whether* an earlier one is in a cluster
+    members        who is in each cluster, as `select` gives it, instead of the nearest; only the reference takes it
 
     Raises ValueError for impossible sizes. Formulas and source: `kernels.routing.reference`.
     """
     check_positive(window=window, local_window=local_window)
-    chosen = choose_impl(impl, q, IMPLEMENTATIONS, "routing")
+    refusal = None if members is None else "chooses the members itself"
+    chosen = choose_impl(impl, q, IMPLEMENTATIONS, "routing", refusal)
     heads, dim = q.shape[1], q.shape[3]
     if centroids.dim() != 3 or not 1 <= centroids.shape[0] <= heads or centroids.shape[2] != dim:
         raise ValueError(
@@ -63,8 +68,39 @@ def routing_attention(
         from kernels.routing import ops  # Triton is needed only here
 
         return RoutingOutput(*ops.routing_attention(q, k, v, centroids, window, local_window, key_mask, causal))
-    out, *rest = reference.routing_attention(q, k, v, centroids, window, local_window, key_mask, causal)
+    out, *rest = reference.routing_attention(q, k, v, centroids, window, local_window, key_mask, causal, members)
     return RoutingOutput(heads_last(out, key_mask, q.dtype), *rest)
+
+
+@torch.no_grad()
+def select(
+    q: Tensor, k: Tensor, centroids: Tensor, *, window: int, key_mask: Tensor | None = None, impl: str = "auto"
+) -> Tensor:
+    """Who is in each cluster, as a call that is not causal chooses: ascending positions, N in empty slots.
+
+    (2, B, H_r, K, w) int64, the queries first, w = min(window, N); arguments as in `routing_attention`.
+    """
+    if choose_impl(impl, q, IMPLEMENTATIONS, "routing") == "triton":
+        from kernels.routing import ops
+
+        return ops.select(q, k, centroids, window, key_mask)
+    return torch.stack([reference.membership(_scores(x, centroids, key_mask), window, key_mask) for x in (q, k)])
+
+
+@torch.no_grad()
+def preference(q: Tensor, k: Tensor, centroids: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """cos(μ_c, x̂_i), of which `select` takes the largest: (2, B, H_r, K, N + 1), −inf for padding, −2 for no token."""
+    scores = torch.stack([_scores(x, centroids, key_mask) for x in (q, k)])
+    cosines = scores / (sqrt(q.shape[3]) * centroids.norm(dim=-1).clamp_min(1e-30)[..., None])
+    if key_mask is not None:
+        cosines = cosines.masked_fill(~key_mask[:, None, None], -inf)
+    return F.pad(cosines, (0, 1), value=-2.0)
+
+
+def _scores(x: Tensor, centroids: Tensor, key_mask: Tensor | None) -> Tensor:
+    """s_ci of queries or keys, which may have more heads than the routing ones: (B, H_r, K, N)."""
+    x = real_rows(x[:, : centroids.shape[0]].to(compute_dtype(x.dtype)), key_mask)
+    return cluster_scores(layer_norm(x), centroids.to(x.dtype))
 
 
 @torch.no_grad()
@@ -97,9 +133,8 @@ def coverage(x: Tensor, centroids: Tensor, window: int, key_mask: Tensor | None 
 
     x, centroids, window, key_mask   as in `routing_attention`; x may have more heads than the routing ones
     """
-    x = real_rows(x[:, : centroids.shape[0]].to(compute_dtype(x.dtype)), key_mask)
-    index = reference.membership(cluster_scores(layer_norm(x), centroids.to(x.dtype)), window, key_mask)
+    index = reference.membership(_scores(x, centroids, key_mask), window, key_mask)
     empty_slot = x.shape[2]
-    covered = x.new_zeros(*x.shape[:2], empty_slot + 1, dtype=torch.bool).scatter(2, index.flatten(2), True)
+    covered = x.new_zeros(*index.shape[:2], empty_slot + 1, dtype=torch.bool).scatter(2, index.flatten(2), True)
     real = x.shape[0] * x.shape[2] if key_mask is None else key_mask.sum()
     return covered[..., :empty_slot].sum((0, 2)) / real

@@ -120,11 +120,21 @@ class _Routing(torch.autograd.Function):
         return *grads, None, None, None, None, None
 
 
+def select(q: Tensor, k: Tensor, centroids: Tensor, window: int, key_mask: Tensor | None) -> Tensor:
+    """`kernels.routing.api.select` through the kernels."""
+    q, k = (unit_last_stride(x) for x in (q, k))
+    members = triton_select.select(q, k, key_mask, _state(centroids, q), window, False).members
+    return members.long().unflatten(1, (q.shape[0], centroids.shape[0]))
+
+
 def routing_attention(
     q: Tensor, k: Tensor, v: Tensor, centroids: Tensor, window: int, local_window: int, key_mask: Tensor | None,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`kernels.routing.api.routing_attention` through the kernels."""
     q, k, v = (unit_last_stride(x) for x in (q, k, v))
-    centroids = centroids.detach().to(state_dtype(q.dtype)).contiguous()
-    return _Routing.apply(q, k, v, key_mask, centroids, window, local_window, causal)
+    return _Routing.apply(q, k, v, key_mask, _state(centroids, q), window, local_window, causal)
+
+
+def _state(centroids: Tensor, q: Tensor) -> Tensor:
+    return centroids.detach().to(state_dtype(q.dtype)).contiguous()

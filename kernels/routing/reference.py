@@ -116,6 +116,7 @@ def routing_attention(
     local_window: int,
     key_mask: Tensor | None,
     causal: bool,
+    members: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Routing on the first H_r heads, local attention on the others; see `kernels.routing.api` for the arguments.
 
@@ -128,7 +129,7 @@ def routing_attention(
 
     q_hat, k_hat = layer_norm(q[:, :heads]), layer_norm(k[:, :heads])
     scores = cluster_scores(q_hat, centroids), cluster_scores(k_hat, centroids)
-    q_index, k_index = (membership(s, window, key_mask) for s in scores)
+    q_index, k_index = (membership(s, window, key_mask) for s in scores) if members is None else members
     out = cluster_attention(q_hat, k_hat, v[:, :heads], q_index, k_index, causal)
     if heads < q.shape[1]:
         local = local_attention(q[:, heads:], k[:, heads:], v[:, heads:], local_window, key_mask, causal)

@@ -1,6 +1,7 @@
 """Right before fast: a module against float64, at a size that fits, before any of its numbers is taken."""
 
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class Check:
     """Outcome of a check.
 
     error     largest relative error, ‖mine − exact‖ / ‖exact‖, of output, gradients of q, k, v, and state after a
-              training call
+              training call; or, where that is more, by how much a method that selects prefers what it left out
     allowed   of it: one unit in the last place of the dtype, which is twice what rounding the exact result costs
     where     which of them had it
     length    tokens of a sequence in the check
@@ -48,8 +49,9 @@ def check(module: Attention, exact: Attention, case: Case, device: torch.device)
 
     exact   the plain PyTorch version; it is brought to float64 and to the state of `module`
 
-    A method that chooses (blocks, members, resolutions) may choose differently where candidates tie to rounding; that
-    touches so few rows that it stays within what is allowed.
+    Of a method that selects (members, blocks) first the selection: it may differ from that of `exact` where candidates
+    tie to rounding, and then what it computes is compared on the same selection. AdaMRA's resolutions are not told to
+    `exact`: ties touch so few rows that they stay within what is allowed.
     """
     inputs = draw(small(case), device)
     training(module, inputs)()  # whatever a first training call sets up
@@ -57,16 +59,37 @@ def check(module: Attention, exact: Attention, case: Case, device: torch.device)
     exact = exact.to(device).double()
     q, k, v = (x.detach().double().requires_grad_() for x in inputs[:3])
     wide = Inputs(q, k, v, inputs.key_mask, inputs.cotangent)
+    allowed, errors = torch.finfo(inputs.q.dtype).eps, {}
+    exact.selected = module.select(inputs.q, inputs.k, inputs.key_mask)
+    if exact.selected is not None:
+        errors["selection"] = _regret(exact, exact.selected, wide)
+        if errors["selection"] > allowed:
+            return Check(errors["selection"], allowed, "selection", inputs.q.shape[2])
     mine, theirs = training(module, inputs)()[:4], training(exact, wide)()[:4]
     names = ("output", "gradient of q", "gradient of k", "gradient of v")
-    pairs = zip(mine, theirs, strict=True)
-    errors = {name: _error(*(_real(x, inputs) for x in pair)) for name, pair in zip(names, pairs, strict=True)}
+    for name, *pair in zip(names, mine, theirs, strict=True):
+        errors[name] = _error(*(_real(x, inputs) for x in pair))
     state = exact.state_dict()
     for name, value in module.state_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point():
             errors[name] = _error(value, state[name])
     where = max(errors, key=lambda name: errors[name])
-    return Check(errors[where], torch.finfo(inputs.q.dtype).eps, where, inputs.q.shape[2])
+    return Check(errors[where], allowed, where, inputs.q.shape[2])
+
+
+def _regret(exact: Attention, selected: Tensor, x: Inputs) -> float:
+    """By how much, at most, `exact` prefers the i-th best candidate of a row to the i-th best of those selected.
+
+    Infinite for too few or too many of them, for what is no candidate, and for one that is there twice.
+    """
+    preference, best = exact.preference(*x[:2], x.key_mask), exact.select(*x[:2], x.key_mask)
+    if best is None or selected.shape != best.shape or not 0 <= selected.min() <= selected.max() < preference.shape[-1]:
+        return inf
+    rises, expected = ((index.diff(dim=-1) > 0).sum(-1) for index in (selected, best))
+    if not torch.equal(rises, expected):  # only empty slots may repeat
+        return inf
+    found, best = (preference.gather(-1, index).sort(-1).values for index in (selected, best))
+    return float((best - found).abs().max())
 
 
 def _real(x: Tensor | None, inputs: Inputs) -> Tensor:

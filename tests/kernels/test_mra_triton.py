@@ -13,7 +13,7 @@ from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
 
 import attention
-from kernels.mra import mra_attention
+from kernels.mra import mra_attention, select
 from kernels.mra.reference import attend_blocks, select_blocks
 
 NATIVE = torch.cuda.is_available()
@@ -44,12 +44,14 @@ def unpack(case: tuple) -> tuple[list[Tensor], Tensor | None, dict]:
 
 
 def selected(q: Tensor, k: Tensor, mask: Tensor | None, block_size: int, blocks_per_row: int, *priors: int) -> Tensor:
-    """The pairs that the kernels refine, as `select_blocks` gives them, from the lists of query blocks."""
-    return selections(q, k, mask, block_size, blocks_per_row, *priors)[0]
+    """The pairs that the kernels refine, as `select_blocks` gives them."""
+    options = dict(zip(("first_blocks", "diagonal_blocks"), priors, strict=True))
+    return select(q, k, mask, block_size=block_size, blocks_per_row=blocks_per_row, **options, impl="triton")
 
 
 def selections(q: Tensor, k: Tensor, mask: Tensor | None, block_size: int, blocks_per_row: int, *priors: int):
-    """The same, from the lists of query blocks and from those of key blocks."""
+    """The same, as the forward pass leaves them: from the lists of query blocks and from those of key blocks."""
+    from kernels.mra import ops
     from kernels.mra.triton_lists import select, transpose
 
     blocks = -(-q.shape[2] // block_size)
@@ -59,9 +61,7 @@ def selections(q: Tensor, k: Tensor, mask: Tensor | None, block_size: int, block
     for starts, listed in ((chosen.starts, chosen.listed), transpose(chosen)):
         assert (starts[:, 0] == 0).all()
         assert (starts[:, -1] == budget).all()
-        block = torch.arange(starts.shape[1] - 1, device=q.device).repeat(len(starts))
-        owner = torch.repeat_interleave(block, starts.diff(dim=-1).flatten()).view(listed.shape)
-        pairs.append((owner, listed.long()))
+        pairs.append((ops.owners(starts, listed), listed.long()))
     by_row, by_column = pairs[0][0] * blocks + pairs[0][1], pairs[1][1] * blocks + pairs[1][0]
     assert (by_row.diff(dim=-1) > 0).all(), "lists are in order"
     shape = (*q.shape[:2], budget)

@@ -1,7 +1,5 @@
 """Routing's kernels compute what the reference computes: interpreted without a GPU, native with one."""
 
-from unittest import mock
-
 import pytest
 import torch
 from guards import guarded_allocations, guarded_qkv
@@ -12,7 +10,7 @@ from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
 
 import attention
-from kernels.routing import reference, routing_attention
+from kernels.routing import reference, routing_attention, select
 from kernels.routing.centroids import cluster_scores, layer_norm, real_rows
 
 NATIVE = torch.cuda.is_available()
@@ -48,13 +46,9 @@ def centroids(clusters: int, dim: int, heads: int = 1) -> Tensor:
     return layer_norm(torch.randn(heads, clusters, dim, generator=generator, dtype=torch.float64))
 
 
-def selection(inputs: list[Tensor], mask: Tensor | None, mu: Tensor, window: int, causal: bool = False) -> Tensor:
+def selection(inputs: list[Tensor], mask: Tensor | None, mu: Tensor, window: int) -> Tensor:
     """Positions of the members of each cluster as the kernels choose them, (2, B, H_r, K, w), queries first."""
-    from kernels.routing.triton_select import select
-
-    mu = mu.to(inputs[0].device, torch.float64 if inputs[0].dtype == torch.float64 else torch.float32)
-    index = select(*inputs[:2], mask, mu, window, causal).members.long()
-    return index.unflatten(1, (inputs[0].shape[0], mu.shape[0]))
+    return select(*inputs[:2], mu.to(inputs[0].device), window=window, key_mask=mask, impl="triton")
 
 
 def evaluate(
@@ -66,10 +60,8 @@ def evaluate(
     mask = None if mask is None else mask.to(device)
     mu = mu.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     options = dict(window=window, local_window=local_window, key_mask=mask, causal=causal, impl=impl)
-    with mock.patch.object(reference, "membership", wraps=reference.membership) as membership:
-        if members is not None:
-            membership.side_effect = list(members.to(device))
-        out, commitment, counts, sums = routing_attention(*inputs, mu, **options)
+    members = None if members is None else members.to(device)
+    out, commitment, counts, sums = routing_attention(*inputs, mu, **options, members=members)
     cotangent = qkv(*out.shape, seed=7)[0].to(device, dtype)
     gradients = torch.autograd.grad((out * cotangent).sum() + 3 * commitment, inputs)
     return [out.detach(), *gradients, commitment.detach(), counts, sums]
@@ -267,6 +259,10 @@ def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
     q, k, v = (x.to(device, torch.float32) for x in qkv(1, 1, 4, 256))
     with pytest.raises(ValueError, match=r"^attention\.impl=triton of routing takes head_dim <= 128, got 256.*$"):
         routing_attention(q, k, v, centroids(2, 256).to(q), window=2, local_window=2, impl="triton")
+    q, k, v, mu = q[..., :8], k[..., :8], v[..., :8], centroids(2, 8).to(q)
+    given = select(q, k, mu, window=2)
+    with pytest.raises(ValueError, match=r"^attention\.impl=triton of routing chooses the members itself; .*$"):
+        routing_attention(q, k, v, mu, window=2, local_window=2, impl="triton", members=given)
 
 
 # --- compiled for an H100, in a process of its own: this one interprets
@@ -312,9 +308,10 @@ def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(length, 
     mask, mu = padding(batch, length).cuda() if masked else None, centroids(clusters, 32).float().cuda()
     options = dict(window=window, local_window=128, key_mask=mask)
 
-    def step(dtype: torch.dtype = torch.bfloat16, impl: str = "triton") -> list[Tensor]:
+    def step(dtype: torch.dtype = torch.bfloat16, impl: str = "triton", members: Tensor | None = None) -> list[Tensor]:
         leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]  # fresh: a capture must not meet old nodes
-        result = routing_attention(*leaves, mu.double() if dtype == torch.float64 else mu, **options, impl=impl)
+        mu_of = mu.double() if dtype == torch.float64 else mu
+        result = routing_attention(*leaves, mu_of, **options, impl=impl, members=members)
         loss = (result.out * cotangent.to(dtype)).sum() + result.commitment
         return [x.detach() for x in (result.out, *torch.autograd.grad(loss, leaves), *result[1:])]
 
@@ -322,9 +319,7 @@ def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(length, 
     mine, again = step(), step()
     for name, a, b in zip(NAMES, mine, again, strict=True):
         assert torch.equal(a, b), f"{name} differs between two runs"
-    with mock.patch.object(reference, "membership", side_effect=[*members, *members]):
-        other = step(impl="reference")
-        exact = step(torch.float64, "reference")
+    other, exact = (step(dtype, "reference", members) for dtype in (torch.bfloat16, torch.float64))
     for name, a, p, e in list(zip(NAMES, mine, other, exact, strict=True))[:4]:
         assert_as_good_as(a, p, e, name)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kernels.common.launch import state_dtype, unit_last_stride
 from kernels.common.ops import register_op
-from kernels.routing import triton, triton_local, triton_select
+from kernels.routing import triton, triton_backward, triton_local, triton_score, triton_select
 
 
 def _run_forward(
@@ -63,7 +63,7 @@ def _run_backward(
     slots: Tensor, local_lse: Tensor, local_window: int, causal: bool,
 ) -> list[Tensor]:  # fmt: skip
     grads = [torch.empty_like(x) for x in (q, k, v)]
-    triton.clusters_backward(
+    triton_backward.clusters_backward(
         grad, grad_loss, q, k, v, key_mask, index, words, offsets, best, centroids, pull, lse, slots, grads, causal
     )
     if (heads := centroids.shape[0]) < q.shape[1]:
@@ -99,7 +99,7 @@ backward = register_op(
 move = register_op(
     "routing_move",
     "(Tensor(a!) ema_counts, Tensor(b!) ema_sums, Tensor(c!) centroids, Tensor counts, Tensor sums, float decay) -> ()",
-    triton_select.move,
+    triton_score.move,
     _move,
 )
 

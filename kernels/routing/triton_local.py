@@ -15,9 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
+from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 STAGES, BACKWARD_STAGES = 2, 1
 
 # By bytes of an element and padded head dimension: the most tokens of a tile.
@@ -67,7 +66,7 @@ def local_kernel(
         other_start, _, visible = tile_of(other, block, length, mask_ptr, mask_n, HAS_MASK, TILES, BLOCK_N)
         k = load_rows(k_ptr, k_n, other_start, row, visible, HEAD_DIM, BLOCK_D)
         v = load_rows(v_ptr, v_n, other_start, row, visible, HEAD_DIM, BLOCK_D)
-        scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2_E)
+        scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
         if not FULL:
             seen = visible[None, :]
             if CAUSAL:
@@ -128,7 +127,7 @@ def local_backward_kernel(
         other_start, _, visible = tile_of(other, block, length, mask_ptr, mask_n, HAS_MASK, TILES, BLOCK_N)
         k = load_rows(k_ptr, k_n, other_start, row, visible, HEAD_DIM, BLOCK_D)
         v = load_rows(v_ptr, v_n, other_start, row, visible, HEAD_DIM, BLOCK_D)
-        scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2_E)
+        scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
         scores -= lse[:, None]
         if not FULL:
             seen = real[:, None] & visible[None, :]
@@ -150,7 +149,7 @@ def local_backward_kernel(
         out = load_rows(out_ptr, out_n, other_start, row, seeing, HEAD_DIM, BLOCK_D)
         delta = tl.sum(grad.to(COMPUTE) * out.to(COMPUTE), axis=1)
         lse = tl.load(lse_ptr + other_start + row, mask=present, other=0.0)
-        scores = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2_E)  # (keys, queries)
+        scores = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)  # (keys, queries)
         scores -= lse[None, :]
         if not FULL:
             seen = real[:, None] & seeing[None, :]

@@ -32,7 +32,7 @@ def _forward(
     batch, _, length, dim = q.shape
     heads, num_clusters, _ = centroids.shape
     rows, window, wide = batch * heads, min(window, length), state_dtype(q.dtype)
-    single = triton.cluster_flags(q, num_clusters, window, causal)[1]
+    single = triton.cluster_flags(q, num_clusters, window, causal)[1]["SINGLE"]
     local_heads = q.shape[1] - heads
     words = compiler.cdiv(num_clusters, 32)
     return [

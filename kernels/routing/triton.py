@@ -46,6 +46,25 @@ def members(index_ptr, start, window, length, BLOCK_W: tl.constexpr):
 
 
 @triton.jit
+def key_tile(
+    k_ptr, k_n, v_ptr, v_n, index_ptr, start, window, length, HEAD_DIM: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """A tile of key members: positions, which slots hold one, k̂ and v."""
+    key, keep = members(index_ptr, start, window, length, BLOCK_W)
+    k = gather_rows(k_ptr, k_n, key, keep, HEAD_DIM, BLOCK_D).to(COMPUTE)
+    k_hat, _ = normalise(k, HEAD_DIM, BLOCK_D)
+    return key, keep, k_hat, gather_rows(v_ptr, v_n, key, keep, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def place_in_cluster(pid, tiles, num_heads, K: tl.constexpr):
+    """Tile and cluster of a program; row of heads, its sequence and its head (64 bits)."""
+    head = (pid // (tiles * K)).to(tl.int64)
+    return pid % tiles, pid // tiles % K, head, head // num_heads, head % num_heads
+
+
+@triton.jit
 def clusters_of(offset_ptr, token, keep):
     """Where the results of each token begin in the order by token, and of how many clusters it is."""
     first = tl.load(offset_ptr + token, mask=keep, other=0)
@@ -78,12 +97,8 @@ def cluster_kernel(
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attention of one tile of the queries of one cluster. SINGLE: the tile is all, queries and keys."""
-    tile, c, head = (
-        tl.program_id(0) % tiles,
-        tl.program_id(0) // tiles % K,
-        (tl.program_id(0) // (tiles * K)).to(tl.int64),
-    )
-    b, h, heads = head // num_heads, head % num_heads, num_batches * num_heads
+    tile, c, head, b, h = place_in_cluster(tl.program_id(0), tiles, num_heads, K)
+    heads = num_batches * num_heads
     WORDS: tl.constexpr = (K + 31) // 32
     q_ptr += b * q_b + h * q_h
     k_ptr += b * k_b + h * k_h
@@ -97,10 +112,9 @@ def cluster_kernel(
     peak = tl.full((BLOCK_W,), NEVER, COMPUTE)
     mass, out = tl.zeros((BLOCK_W,), COMPUTE), tl.zeros((BLOCK_W, BLOCK_D), COMPUTE)
     for start in range(0, BLOCK_W if SINGLE else window, BLOCK_W):
-        key, key_keep = members(key_ptr, start, window, length, BLOCK_W)
-        k = gather_rows(k_ptr, k_n, key, key_keep, HEAD_DIM, BLOCK_D).to(COMPUTE)
-        v = gather_rows(v_ptr, v_n, key, key_keep, HEAD_DIM, BLOCK_D)
-        k_hat, _scale = normalise(k, HEAD_DIM, BLOCK_D)
+        key, key_keep, k_hat, v = key_tile(
+            k_ptr, k_n, v_ptr, v_n, key_ptr, start, window, length, HEAD_DIM, BLOCK_W, BLOCK_D, COMPUTE
+        )
         scores = product(q_hat, tl.trans(k_hat), COMPUTE, UNIT, PRECISION)
         visible = key_keep[None, :]
         if CAUSAL:
@@ -172,8 +186,8 @@ def unit(dtype: torch.dtype) -> tl.dtype:
     return tl.float16 if dtype.itemsize == 2 else arithmetic(dtype)["OPERAND"]
 
 
-def cluster_flags(q: Tensor, clusters: int, window: int, causal: bool) -> tuple[int, bool, dict]:
-    """Tiles of a cluster, whether that is one, and the constants and options of a launch by cluster."""
+def cluster_flags(q: Tensor, clusters: int, window: int, causal: bool) -> tuple[int, dict]:
+    """Tiles of a cluster, and the constants of a launch by cluster; SINGLE where it is one tile."""
     width = block_dim(q.shape[-1])
     tile = min(TILE[q.element_size()][width], max(16, triton.next_power_of_2(window)))
     tiles = triton.cdiv(window, tile)
@@ -181,7 +195,7 @@ def cluster_flags(q: Tensor, clusters: int, window: int, causal: bool) -> tuple[
         K=clusters, CAUSAL=causal, SINGLE=tiles == 1, HEAD_DIM=q.shape[-1], BLOCK_W=tile, BLOCK_D=width,
         UNIT=unit(q.dtype), **arithmetic(q.dtype),
     )  # fmt: skip
-    return tiles, tiles == 1, flags
+    return tiles, flags
 
 
 def clusters(
@@ -191,7 +205,8 @@ def clusters(
     batch, _, length, dim = q.shape
     rows, window = chosen.members.shape[1], chosen.members.shape[3]
     heads = rows // batch
-    tiles, single, flags = cluster_flags(q, num_clusters, window, causal)
+    tiles, flags = cluster_flags(q, num_clusters, window, causal)
+    single = flags["SINGLE"]
     lse = torch.empty(rows, num_clusters, window, dtype=state_dtype(q.dtype), device=q.device)
     slots = torch.empty(rows, num_clusters * window, dim, dtype=q.dtype, device=q.device)
     cluster_kernel[(rows * num_clusters * tiles,)](

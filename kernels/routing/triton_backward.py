@@ -25,8 +25,17 @@ from kernels.common.tiles import (
     scatter_rows,
     store_rows,
 )
-from kernels.routing.triton import cluster_flags, cluster_warps, clusters_of, members, rank_of, sum_of_slots
-from kernels.routing.triton_score import normalise
+from kernels.routing.triton import (
+    cluster_flags,
+    cluster_warps,
+    clusters_of,
+    key_tile,
+    members,
+    place_in_cluster,
+    rank_of,
+    sum_of_slots,
+)
+from kernels.routing.triton_score import normalise, rows_of_side
 
 FINISH_TILE = 2048
 """Elements of a tile of 4 warps."""
@@ -48,6 +57,13 @@ def commitment_gradient(
     """pull · (x̂ − μ_best) of each token."""
     best = tl.load(best_ptr + token, mask=keep, other=0)
     return pull * (x_hat - gather_rows(centroid_ptr, HEAD_DIM, best, keep, HEAD_DIM, BLOCK_D).to(COMPUTE))
+
+
+@triton.jit
+def visible_pairs(query, query_keep, key, key_keep, CAUSAL: tl.constexpr):
+    """Which queries of a tile see which keys."""
+    visible = query_keep[:, None] & key_keep[None, :]
+    return visible & (key[None, :] <= query[:, None]) if CAUSAL else visible
 
 
 @triton.jit
@@ -122,12 +138,8 @@ def cluster_backward_kernel(
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of the queries and one tile of the keys of a cluster."""
-    tile, c, head = (
-        tl.program_id(0) % tiles,
-        tl.program_id(0) // tiles % K,
-        (tl.program_id(0) // (tiles * K)).to(tl.int64),
-    )
-    b, h, heads = head // num_heads, head % num_heads, num_batches * num_heads
+    tile, c, head, b, h = place_in_cluster(tl.program_id(0), tiles, num_heads, K)
+    heads = num_batches * num_heads
     WORDS: tl.constexpr = (K + 31) // 32
     q_ptr += b * q_b + h * q_h
     k_ptr += b * k_b + h * k_h
@@ -150,14 +162,11 @@ def cluster_backward_kernel(
         q_ptr, q_n, grad_ptr, grad_n, q_offsets, q_words, slot_ptr, lse_ptr, query_ptr, c, own, window, length,
         SINGLE, HEAD_DIM, BLOCK_W, BLOCK_D, COMPUTE,
     )  # fmt: skip
-    key, key_keep = members(key_ptr, own, window, length, BLOCK_W)
-    k = gather_rows(k_ptr, k_n, key, key_keep, HEAD_DIM, BLOCK_D).to(COMPUTE)
-    k_hat, _scale = normalise(k, HEAD_DIM, BLOCK_D)
-    v = gather_rows(v_ptr, v_n, key, key_keep, HEAD_DIM, BLOCK_D)
+    key, key_keep, k_hat, v = key_tile(
+        k_ptr, k_n, v_ptr, v_n, key_ptr, own, window, length, HEAD_DIM, BLOCK_W, BLOCK_D, COMPUTE
+    )
     if SINGLE:
-        visible = query_keep[:, None] & key_keep[None, :]
-        if CAUSAL:
-            visible = visible & (key[None, :] <= query[:, None])
+        visible = visible_pairs(query, query_keep, key, key_keep, CAUSAL)
         weights, grad_scores = cluster_gradients(
             q_hat, k_hat, v, grad, lse, delta, visible, False, HEAD_DIM, COMPUTE, OPERAND, UNIT, PRECISION
         )
@@ -168,13 +177,10 @@ def cluster_backward_kernel(
         grad_q = tl.zeros((BLOCK_W, BLOCK_D), COMPUTE)
         grad_k, grad_v = tl.zeros((BLOCK_W, BLOCK_D), COMPUTE), tl.zeros((BLOCK_W, BLOCK_D), COMPUTE)
         for start in range(0, window, BLOCK_W):
-            other, other_keep = members(key_ptr, start, window, length, BLOCK_W)
-            other_k = gather_rows(k_ptr, k_n, other, other_keep, HEAD_DIM, BLOCK_D).to(COMPUTE)
-            other_hat, _scale = normalise(other_k, HEAD_DIM, BLOCK_D)
-            other_v = gather_rows(v_ptr, v_n, other, other_keep, HEAD_DIM, BLOCK_D)
-            visible = query_keep[:, None] & other_keep[None, :]
-            if CAUSAL:
-                visible = visible & (other[None, :] <= query[:, None])
+            other, other_keep, other_hat, other_v = key_tile(
+                k_ptr, k_n, v_ptr, v_n, key_ptr, start, window, length, HEAD_DIM, BLOCK_W, BLOCK_D, COMPUTE
+            )
+            visible = visible_pairs(query, query_keep, other, other_keep, CAUSAL)
             weights, grad_scores = cluster_gradients(
                 q_hat, other_hat, other_v, grad, lse, delta, visible, True, HEAD_DIM, COMPUTE, OPERAND, UNIT, PRECISION
             )
@@ -184,9 +190,7 @@ def cluster_backward_kernel(
                 q_ptr, q_n, grad_ptr, grad_n, q_offsets, q_words, slot_ptr, lse_ptr, query_ptr, c, start, window,
                 length, SINGLE, HEAD_DIM, BLOCK_W, BLOCK_D, COMPUTE,
             )  # fmt: skip
-            visible = other_keep[:, None] & key_keep[None, :]
-            if CAUSAL:
-                visible = visible & (key[None, :] <= other[:, None])
+            visible = visible_pairs(other, other_keep, key, key_keep, CAUSAL)
             weights, grad_scores = cluster_gradients(
                 other_hat, k_hat, v, other_grad, other_lse, other_delta, visible, True,
                 HEAD_DIM, COMPUTE, OPERAND, UNIT, PRECISION,
@@ -222,12 +226,8 @@ def finish_kernel(
     """dq (side 0) or dk and dv (side 1) of the tokens that are in no cluster or in several; zero for padded ones."""
     b, h, part = place(tl.program_id(0), num_heads, splits)
     side, wide_h, heads = tl.program_id(1), h.to(tl.int64), num_batches * num_heads
-    if side == 0:
-        x_ptr, x_n = q_ptr + b * q_b + wide_h * q_h, q_n
-        grad_ptr, grad_n = grad_q_ptr + b * gq_b + wide_h * gq_h, gq_n
-    else:
-        x_ptr, x_n = k_ptr + b * k_b + wide_h * k_h, k_n
-        grad_ptr, grad_n = grad_k_ptr + b * gk_b + wide_h * gk_h, gk_n
+    x_ptr, x_n = rows_of_side(side, b, wide_h, q_ptr, q_b, q_h, q_n, k_ptr, k_b, k_h, k_n)
+    grad_ptr, grad_n = rows_of_side(side, b, wide_h, grad_q_ptr, gq_b, gq_h, gq_n, grad_k_ptr, gk_b, gk_h, gk_n)
     grad_v_ptr += b * gv_b + wide_h * gv_h
     mask_ptr += b * mask_b
     centroid_ptr += h * K * HEAD_DIM
@@ -269,7 +269,7 @@ def clusters_backward(
     batch, _, length, dim = q.shape
     heads, num_clusters, _ = centroids.shape
     window, rows = index.shape[3], batch * heads
-    tiles, _, flags = cluster_flags(q, num_clusters, window, causal)
+    tiles, flags = cluster_flags(q, num_clusters, window, causal)
     grad_slots = torch.empty(3, rows, num_clusters * window, dim, dtype=q.dtype, device=q.device)
     to = [y for x in grads for y in (x, *strides(x))]
     cluster_backward_kernel[(rows * num_clusters * tiles,)](

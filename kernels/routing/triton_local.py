@@ -36,6 +36,19 @@ def tile_of(tile, block, length, mask_ptr, mask_n, HAS_MASK: tl.constexpr, TILES
 
 
 @triton.jit
+def read_tile(
+    x_ptr, x_n, y_ptr, y_n, tile, block, length, mask_ptr, mask_n,
+    HAS_MASK: tl.constexpr, TILES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """What `tile_of` says, and the real rows of two tensors."""
+    start, inside, real = tile_of(tile, block, length, mask_ptr, mask_n, HAS_MASK, TILES, BLOCK_N)
+    row = tl.arange(0, BLOCK_N)
+    x = load_rows(x_ptr, x_n, start, row, real, HEAD_DIM, BLOCK_D)
+    y = load_rows(y_ptr, y_n, start, row, real, HEAD_DIM, BLOCK_D)
+    return start, inside, real, x, y
+
+
+@triton.jit
 def local_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
@@ -63,9 +76,9 @@ def local_kernel(
     mass, out = tl.zeros((BLOCK_N,), COMPUTE), tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
     after = tile // TILES + (1 if CAUSAL else 2)
     for other in range(tl.maximum(tile // TILES - 1, 0) * TILES, tl.minimum(after * TILES, tiles)):
-        other_start, _, visible = tile_of(other, block, length, mask_ptr, mask_n, HAS_MASK, TILES, BLOCK_N)
-        k = load_rows(k_ptr, k_n, other_start, row, visible, HEAD_DIM, BLOCK_D)
-        v = load_rows(v_ptr, v_n, other_start, row, visible, HEAD_DIM, BLOCK_D)
+        other_start, _, visible, k, v = read_tile(
+            k_ptr, k_n, v_ptr, v_n, other, block, length, mask_ptr, mask_n, HAS_MASK, TILES, HEAD_DIM, BLOCK_N, BLOCK_D
+        )
         scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
         if not FULL:
             seen = visible[None, :]
@@ -124,9 +137,9 @@ def local_backward_kernel(
     lse = tl.load(lse_ptr + start + row, mask=inside, other=0.0)
     grad_q = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
     for other in range(first, tl.minimum((tile // TILES + (1 if CAUSAL else 2)) * TILES, tiles)):
-        other_start, _, visible = tile_of(other, block, length, mask_ptr, mask_n, HAS_MASK, TILES, BLOCK_N)
-        k = load_rows(k_ptr, k_n, other_start, row, visible, HEAD_DIM, BLOCK_D)
-        v = load_rows(v_ptr, v_n, other_start, row, visible, HEAD_DIM, BLOCK_D)
+        other_start, _, visible, k, v = read_tile(
+            k_ptr, k_n, v_ptr, v_n, other, block, length, mask_ptr, mask_n, HAS_MASK, TILES, HEAD_DIM, BLOCK_N, BLOCK_D
+        )
         scores = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION) * (HEAD_DIM**-0.5 * LOG2E)
         scores -= lse[:, None]
         if not FULL:
@@ -143,9 +156,10 @@ def local_backward_kernel(
     v = load_rows(v_ptr, v_n, start, row, real, HEAD_DIM, BLOCK_D)
     grad_k, grad_v = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE), tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
     for other in range(tile // TILES * TILES if CAUSAL else first, tl.minimum((tile // TILES + 2) * TILES, tiles)):
-        other_start, present, seeing = tile_of(other, block, length, mask_ptr, mask_n, HAS_MASK, TILES, BLOCK_N)
-        q = load_rows(q_ptr, q_n, other_start, row, seeing, HEAD_DIM, BLOCK_D)
-        grad = load_rows(grad_ptr, grad_n, other_start, row, seeing, HEAD_DIM, BLOCK_D)
+        other_start, present, seeing, q, grad = read_tile(
+            q_ptr, q_n, grad_ptr, grad_n, other, block, length, mask_ptr, mask_n, HAS_MASK, TILES, HEAD_DIM, BLOCK_N,
+            BLOCK_D,
+        )  # fmt: skip
         out = load_rows(out_ptr, out_n, other_start, row, seeing, HEAD_DIM, BLOCK_D)
         delta = tl.sum(grad.to(COMPUTE) * out.to(COMPUTE), axis=1)
         lse = tl.load(lse_ptr + other_start + row, mask=present, other=0.0)

@@ -36,6 +36,16 @@ def normalise(x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def rows_of_side(side, b, h, q_ptr, q_b, q_h, q_n, k_ptr, k_b, k_h, k_n):
+    """A head's first row of the queries (side 0) or of the keys (side 1), and the stride of rows."""
+    if side == 0:
+        x_ptr, x_n = q_ptr + b * q_b + h * q_h, q_n
+    else:
+        x_ptr, x_n = k_ptr + b * k_b + h * k_h, k_n
+    return x_ptr, x_n
+
+
+@triton.jit
 def halves(x):
     """x as the sum of two float16, exact to 2⁻²² where |x| is about one."""
     high = x.to(tl.float16)
@@ -103,10 +113,7 @@ def score_kernel(
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     side, wide_h = tl.program_id(1), h.to(tl.int64)
     mine = 0 if BLOCKS == 1 else tl.program_id(2)
-    if side == 0:
-        x_ptr, x_n = q_ptr + b * q_b + wide_h * q_h, q_n
-    else:
-        x_ptr, x_n = k_ptr + b * k_b + wide_h * k_h, k_n
+    x_ptr, x_n = rows_of_side(side, b, wide_h, q_ptr, q_b, q_h, q_n, k_ptr, k_b, k_h, k_n)
     mask_ptr += b * mask_b
     centroid_ptr += h * K * HEAD_DIM
     head = (side * num_batches + b) * num_heads + h
@@ -269,7 +276,7 @@ def score(
 
     keys = torch.empty(2, rows, clusters, length, dtype=integer, device=q.device)
     best, marks = torch.empty(2, rows, length, **whole), torch.empty(2, rows, words, length, **whole)
-    tile, warps, stages = score_tile(block_k, width)
+    tile, warps = score_tile(block_k, width)
     splits, chunk = split(length, tile, 2 * rows)
     slots = 2 * batch * splits
     count = torch.empty(heads, slots, blocks * block_k, **options)
@@ -281,7 +288,7 @@ def score(
         q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q), centroids, keys, best, marks,
         count, total, loss, tokens, length, batch, heads, splits, chunk,
         BITS=bits, HAS_MASK=key_mask is not None, BLOCK_N=tile, SPLIT=bits == 16, **sizes,
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=1,
     )  # fmt: skip
     counts = torch.empty(heads, clusters, **options)
     sums, copy = (torch.empty(heads, clusters, dim, **options) for _ in range(2))
@@ -304,6 +311,6 @@ def move(ema_counts: Tensor, ema_sums: Tensor, centroids: Tensor, counts: Tensor
     )  # fmt: skip
 
 
-def score_tile(block_k: int, width: int) -> tuple[int, int, int]:
-    """Tokens of a tile of scores, warps and stages: two programs of 4 warps hide more than one of 8."""
-    return 128 if block_k <= 32 and width <= 32 else 64, 4 if block_k * width <= 4096 else 8, 1
+def score_tile(block_k: int, width: int) -> tuple[int, int]:
+    """Tokens of a tile of scores, and warps: two programs of 4 warps hide more than one of 8."""
+    return 128 if block_k <= 32 and width <= 32 else 64, 4 if block_k * width <= 4096 else 8

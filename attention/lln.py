@@ -9,7 +9,7 @@ from attention.base import Attention
 from attention.moments import STATISTICS, MomentMatching
 from attention.registry import register
 from kernels.common.inputs import check_choice
-from kernels.lln import DIAGS, IMPLEMENTATIONS, diag_runs, lln, measure
+from kernels.lln import DIAGS, IMPLEMENTATIONS, lln, measure
 from kernels.lln.moments import CONSTANTS, moment_constants
 
 
@@ -72,11 +72,6 @@ class LLN(Attention):
         if self.r is None:
             return 0.5, 0.5
         return self.r, 1 - self.r if self.p is None else self.p
-
-    def implementation(self, device: torch.device, compiled: bool = False) -> str:
-        if self.impl == "auto" and self.diag != "none" and not diag_runs(device, self.head_dim):
-            return "reference"
-        return super().implementation(device, compiled)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         alpha, beta = self.moments(lambda constants: measure(q, k, key_mask, constants, impl=self.impl))

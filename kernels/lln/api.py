@@ -1,6 +1,5 @@
 """Entry to LLN attention: dispatch over implementations, masks and dtypes made uniform."""
 
-import torch
 from torch import Tensor
 
 from kernels.common.dispatch import choose_impl
@@ -11,9 +10,6 @@ from kernels.lln.moments import match_moments, spread
 
 IMPLEMENTATIONS = ("reference", "triton")
 DIAGS = ("none", "average", "learnable_scale", "learnable_ratio")
-
-DIAG_HEAD_DIM = 32
-"""Widest head of Diag on a GPU: with 64 the gradient of k was not finite on an H100; the cause is not known."""
 
 
 def lln(
@@ -38,8 +34,6 @@ def lln(
     return              (B, H, N, D) in the contract's form
     """
     refusal = "has no causal form" if causal else None
-    if mix is not None and not diag_runs(q.device, q.shape[-1]):
-        refusal = refusal or f"computes Diag on a GPU for head_dim <= {DIAG_HEAD_DIM}, got {q.shape[-1]}"
     if choose_impl(impl, q, IMPLEMENTATIONS, "lln", refusal) == "triton":
         from kernels.lln import ops  # Triton is needed only here
 
@@ -48,11 +42,6 @@ def lln(
     q_real, k_real, v_real = real_values(q, real), real_values(k, real), real_values(v, real)
     out = reference.lln(q_real, k_real, v_real, real, alpha=alpha.detach(), beta=beta.detach(), mix=mix, causal=causal)
     return heads_last(out, key_mask, q.dtype)
-
-
-def diag_runs(device: torch.device, head_dim: int) -> bool:
-    """Whether the kernels take Diag there; not on a GPU for wide heads."""
-    return device.type != "cuda" or head_dim <= DIAG_HEAD_DIM
 
 
 def spreads(q: Tensor, k: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,16 @@ from torch import Tensor
 
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import NEVER, exponential, load_rows, place, product, real_rows, store_rows, widened
-from kernels.lln.triton_keys import LOWEST, ONES, key_weights, keys_backward, merge_gradients, summarise
+from kernels.lln.triton_keys import LOWEST, ONES, WIDEST_HELD, key_weights, keys_backward, merge_gradients, summarise
 
 # By padded head dimension. A tile with Diag holds whole blocks of D tokens, and rows² scores.
 QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2), 128: Config(64, 8, 2)}
 DIAG_QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2), 128: Config(128, 8, 1)}
 QUERIES_BACKWARD = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2), 128: Config(64, 8, 1)}
-BLOCKS_BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 8, 1), 128: Config(128, 16, 1)}
+BLOCKS_BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 4, 1), 128: Config(128, 16, 1)}
+
+NARROW = tl.constexpr(32)
+"""Widest head whose states (λ, its two companions, shift) the blocks' pass loads once and holds."""
 
 TINY = tl.constexpr(1e-30)
 """What a sum of weights is not divided below: it is zero in rows that see no key, and at least 1 in others."""
@@ -166,30 +169,45 @@ def queries_backward_kernel(
     alpha = tl.load(alpha_ptr).to(COMPUTE)
     log_mass = tl.load(log_mass_ptr + head * 3 * BLOCK_D + offset_d)
     square = offset_d[:, None] * BLOCK_D + offset_d[None, :]
-    context = tl.load(context_ptr + head * BLOCK_D * BLOCK_D + square).to(OPERAND)
+    context = tl.load(context_ptr + head * BLOCK_D * BLOCK_D + square)
     weight = mixing_weight(mix_lln_ptr, mix_lln, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
+    if DIAG:  # here and not in `grad`, which then enters the products as it was read
+        context *= weight[None, :]
+    context = context.to(OPERAND)
     grad_context = tl.zeros((BLOCK_D, BLOCK_D), COMPUTE)
-    shift = tl.zeros((BLOCK_D, ONES), COMPUTE)
+    shift = tl.zeros((BLOCK_D, 1 if BLOCK_D > WIDEST_HELD else ONES), COMPUTE)
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
         real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
         wide = widened(q, BLOCK_D, COMPUTE, OPERAND, PRECISION)
         grad = load_rows(grad_ptr, grad_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
         features, inverse = read_features(wide, alpha, log_mass[None, :], PRECISION)
-        weighted = grad.to(COMPUTE) * weight[None, :] if DIAG else grad
-        reading = product(weighted, tl.trans(context), COMPUTE, OPERAND, PRECISION)
+        reading = product(grad, tl.trans(context), COMPUTE, OPERAND, PRECISION)
         delta = tl.sum(features * reading, axis=1) * inverse
         features *= inverse[:, None]
         columns = tl.trans(features.to(OPERAND))
-        grad_context += product(columns, grad if LEARNED else weighted, COMPUTE, OPERAND, PRECISION)
-        shift += product(columns, two_columns(-delta, OPERAND, COMPUTE, BLOCK_N), COMPUTE, OPERAND, PRECISION)
+        grad_context += product(columns, grad, COMPUTE, OPERAND, PRECISION)
+        if BLOCK_D > WIDEST_HELD:
+            shift -= tl.sum(features.to(OPERAND).to(COMPUTE) * delta[:, None], axis=0)[:, None]
+        else:
+            shift += product(columns, two_columns(-delta, OPERAND, COMPUTE, BLOCK_N), COMPUTE, OPERAND, PRECISION)
         if not DIAG:
             keep = start + offset_n < length
             grad_q = features * (reading * alpha - (delta * alpha)[:, None])
             store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)
+    if DIAG and not LEARNED:  # what is learned enters in `merge_gradients_kernel`
+        grad_context *= weight[None, :]
     slot = head * splits + part
     tl.store(shift_ptr + slot * BLOCK_D + offset_d, tl.sum(shift, axis=1))
     tl.store(grad_context_ptr + slot * BLOCK_D * BLOCK_D + square, grad_context)
+
+
+@triton.jit
+def key_states(log_mass_ptr, shift_ptr, head, BLOCK_D: tl.constexpr):
+    """Column maximum of ℓ, exp(maximum − λ), and shift of a head, (BLOCK_D,) each."""
+    offset_d = tl.arange(0, BLOCK_D)
+    peak_ptr = log_mass_ptr + (head * 3 + 1) * BLOCK_D + offset_d
+    return tl.load(peak_ptr), tl.load(peak_ptr + BLOCK_D), tl.load(shift_ptr + head * BLOCK_D + offset_d)
 
 
 @triton.jit
@@ -224,14 +242,13 @@ def blocks_backward_kernel(
     offset_n, used = tile_rows(BLOCK_N, HEAD_DIM, BLOCK_D, True)
     head = b * num_heads + h
     alpha, beta = tl.load(alpha_ptr).to(COMPUTE), tl.load(beta_ptr).to(COMPUTE)
-    log_mass = tl.load(log_mass_ptr + head * 3 * BLOCK_D + offset_d)
-    peak = tl.load(log_mass_ptr + (head * 3 + 1) * BLOCK_D + offset_d)
-    scale = tl.load(log_mass_ptr + (head * 3 + 2) * BLOCK_D + offset_d)
-    shift = tl.load(shift_ptr + head * BLOCK_D + offset_d)
     square = head * BLOCK_D * BLOCK_D + offset_d[:, None] * BLOCK_D + offset_d[None, :]
     from_lln = mixing_weight(mix_lln_ptr, mix_lln, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
     from_diag = mixing_weight(mix_diag_ptr, mix_diag, h, LEARNED, HEAD_DIM, BLOCK_D, COMPUTE)
     grad_mix = tl.zeros((BLOCK_D,), COMPUTE)
+    if BLOCK_D <= NARROW:
+        log_mass = tl.load(log_mass_ptr + head * 3 * BLOCK_D + offset_d)
+        peak, scale, shift = key_states(log_mass_ptr, shift_ptr, head, BLOCK_D)
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N // BLOCK_D * HEAD_DIM):
         real = used & real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         keep = used & (start + offset_n < length)
@@ -252,6 +269,8 @@ def blocks_backward_kernel(
         grad_k = product(tl.trans(grad_scores), q, COMPUTE, OPERAND, PRECISION)
 
         context = tl.load(context_ptr + square)
+        if BLOCK_D > NARROW:  # held through the loop the states would push tiles out of the registers
+            log_mass = tl.load(log_mass_ptr + head * 3 * BLOCK_D + offset_d)
         wide = widened(q, BLOCK_D, COMPUTE, OPERAND, PRECISION)
         features, inverse = read_features(wide, alpha, log_mass[None, :], PRECISION)
         reading = product(grad.to(COMPUTE) * from_lln[None, :], tl.trans(context), COMPUTE, OPERAND, PRECISION)
@@ -260,6 +279,8 @@ def blocks_backward_kernel(
         store_rows(grad_q_ptr, gq_n, start, offset_n, keep, grad_q, HEAD_DIM, BLOCK_D)
 
         grad_context = tl.load(grad_context_ptr + square)
+        if BLOCK_D > NARROW:
+            peak, scale, shift = key_states(log_mass_ptr, shift_ptr, head, BLOCK_D)
         key_features = key_weights(widened(k, BLOCK_D, COMPUTE, OPERAND, PRECISION) * beta, peak, scale, PRECISION)
         reading = product(v, tl.trans(grad_context), COMPUTE, OPERAND, PRECISION)
         grad_k += beta * key_features * (reading + shift[None, :])

@@ -7,7 +7,7 @@ from guards import guarded_allocations, guarded_qkv
 from inputs import padding, qkv
 from oracles import lln as oracle
 from replay import replayed
-from sm90 import assert_compiles, tiers
+from sm90 import assert_compiles, tiers, twofold_addresses
 from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
 
@@ -183,12 +183,6 @@ def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
         lln(q, k, v, alpha=one, beta=one, causal=True, impl="triton")
 
 
-def test_diag_of_wide_heads_runs_the_reference_on_a_gpu():
-    sizes, gpu = dict(num_heads=2, max_length=8), torch.device("cuda")
-    chosen = {(n, d): attention.build(n, head_dim=d, **sizes).implementation(gpu) for n in NAMES for d in (32, 64)}
-    assert [name for name, impl in chosen.items() if impl == "reference"] == [("lln_diag", 64)]
-
-
 # --- compiled for an H100, in a process of its own: this one interprets
 
 
@@ -205,7 +199,15 @@ GRID = [
 @tiers([["lln", {}, 32, "bfloat16", False], ["lln_diag", {}, 64, "bfloat16", True]], GRID)
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
     # Two registers, in the summary that is fastest on the card.
-    assert_compiles(cases, {"partial_moments", "summarise", "queries"}, spills=8)
+    reports = assert_compiles(cases, {"partial_moments", "summarise", "queries"}, spills=8)
+    assert not any(report["twofold"] for report in reports)
+
+
+def test_two_layouts_at_one_address_are_found():
+    wide, narrow = 0x40000040 << 32, (0xC0000010 << 32) - 2**64  # swizzles over 128 and over 32 bytes
+    one = f"or.b64  \t%rd2, %rd1, {wide}; add.s64 \t%rd3, %rd1, {wide + 2}; or.b64 %rd5, %rd4, {narrow};"
+    assert twofold_addresses(one) == []
+    assert twofold_addresses(f"{one} add.s64 \t%rd6, %rd1, {narrow + 32};") == ["%rd1"]
 
 
 # --- on the GPU only
@@ -213,18 +215,19 @@ def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
 
 @gpu
 @native_only
+@pytest.mark.parametrize("dim", [32, 64, 128])
 @pytest.mark.parametrize("name", NAMES)
-def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(name):
-    module = attention.build(name, num_heads=2, head_dim=32, max_length=4096, impl="triton").cuda()
-    plain = attention.build(name, num_heads=2, head_dim=32, max_length=4096, impl="reference").cuda()
-    inputs = [x.cuda().requires_grad_() for x in qkv(32, 2, 4096, 32, dtype=torch.bfloat16)]
-    cotangent = qkv(32, 2, 4096, 32, seed=5, dtype=torch.bfloat16)[0].cuda()
+def test_large_bf16_call_is_right_repeats_every_bit_and_can_be_captured(name, dim):
+    module = attention.build(name, num_heads=2, head_dim=dim, max_length=4096, impl="triton").cuda()
+    plain = attention.build(name, num_heads=2, head_dim=dim, max_length=4096, impl="reference").cuda()
+    inputs = [x.cuda().requires_grad_() for x in qkv(16, 2, 4096, dim, dtype=torch.bfloat16)]
+    cotangent = qkv(16, 2, 4096, dim, seed=5, dtype=torch.bfloat16)[0].cuda()
 
     def step(module, inputs=inputs, mask=None):
         out = module(*inputs, mask)
         return [out.detach(), *torch.autograd.grad(out, inputs, cotangent.to(out.dtype))]
 
-    for mask in (None, padding(32, 4096).cuda()):
+    for mask in (None, padding(16, 4096).cuda()):
         wide = [x.detach().double().requires_grad_() for x in inputs]
         mine, again, exact = step(module, mask=mask), step(module, mask=mask), step(plain.double(), wide, mask)
         other = step(plain.float(), mask=mask)

@@ -42,6 +42,7 @@ class Compiled:
     registers: int
     local: int  # bytes of spills a thread
     fused: int  # fused multiply-adds of float32 in the program text, those of tensor cores not counted
+    twofold: list[str]  # see `twofold_addresses`
 
 
 def _argument(value: object) -> tuple[str, bool]:
@@ -73,8 +74,10 @@ def compiled(call: Callable[[], object]) -> list[Compiled]:
             return
         source = ASTSource(self, signature, {(names.index(n),): c for n, c in constants.items()}, divisible)
         kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        fused = kernel.asm["ptx"].count("fma.rn.f32")
-        seen[key] = Compiled(self.fn.__name__, kernel.metadata.shared, *_resources(kernel.asm["cubin"]), fused)
+        program = kernel.asm["ptx"]
+        fused, twofold = program.count("fma.rn.f32"), twofold_addresses(program)
+        resources = _resources(kernel.asm["cubin"])
+        seen[key] = Compiled(self.fn.__name__, kernel.metadata.shared, *resources, fused, twofold)
 
     original = triton.JITFunction.run
     triton.JITFunction.run = compile_launch
@@ -83,6 +86,21 @@ def compiled(call: Callable[[], object]) -> list[Compiled]:
     finally:
         triton.JITFunction.run = original
     return list(seen.values())
+
+
+def twofold_addresses(program: str) -> list[str]:
+    """Registers of a program text from which descriptors of shared memory in two layouts are made.
+
+    A descriptor of wgmma is an address plus a constant that names the layout, in the upper half. Where two buffers of
+    different layouts take turns at one address, ptxas 12.8, which comes with Triton 3.6, loses the address of the
+    second: the product reads whatever lies elsewhere, or nothing that may be read.
+    """
+    layouts: dict[str, set[int]] = {}
+    for address, constant in re.findall(r"(?:or\.b64|add\.s64)\s+%rd\d+, (%rd\d+), (-?\d+);", program):
+        layout = int(constant) % 2**64 >> 32
+        if layout >> 30:  # bits 62 and 63, a swizzle
+            layouts.setdefault(address, set()).add(layout)
+    return [address for address, found in layouts.items() if len(found) > 1]
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

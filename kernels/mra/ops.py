@@ -7,7 +7,7 @@ from kernels.common.launch import block_dim, state_dtype, unit_last_stride
 from kernels.common.ops import register_op
 from kernels.mra import triton, triton_backward, triton_lists
 from kernels.mra.triton_lists import weights_like
-from kernels.mra.triton_pool import padded
+from kernels.mra.triton_pool import operand_dtype, padded
 
 
 def _forward(
@@ -21,9 +21,9 @@ def _forward(
     return (
         q.new_empty(batch, length, heads, dim).transpose(1, 2),
         q.new_empty(sequences, blocks * block_size, dtype=dtype),
-        q.new_empty(3, sequences, side, block_dim(dim), dtype=dtype),
+        q.new_empty(3, sequences, side, block_dim(dim), dtype=operand_dtype(q.dtype)),
         counts,
-        q.new_empty(sequences, side, side // 32, dtype=whole),
+        q.new_empty(sequences, side // 32, side, dtype=whole),
         q.new_empty(sequences, side // 32, dtype=whole),
         q.new_empty(sequences, side + 1, dtype=whole),
         q.new_empty(sequences, budget, dtype=whole),

@@ -27,7 +27,7 @@ from kernels.common.launch import arithmetic, block_dim, mask_arguments, strides
 from kernels.common.tiles import LOG2E, load_rows, place, product, real_rows, store_rows
 from kernels.mra.triton import Walk, is_dense, list_of, listed_block, operand, real_listed
 from kernels.mra.triton_lists import Selection, transpose
-from kernels.mra.triton_pool import fill_rows, load_means
+from kernels.mra.triton_pool import fill_rows, load_means, operand_dtype
 
 # By padded head dimension.
 QUERIES = {16: Walk(1, 3), 32: Walk(1, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
@@ -225,7 +225,9 @@ def summarise(
     batch, heads, length, dim = out.shape
     width, num_blocks, side = block_dim(dim), log_mass.shape[1] // block_size, peaks.shape[1]
     delta = torch.empty_like(log_mass)
-    sums, share = (peaks.new_empty(*peaks.shape, width), torch.empty_like(peaks)) if full else (delta, delta)
+    sums, share = delta, delta
+    if full:
+        sums, share = peaks.new_empty(*peaks.shape, width, dtype=operand_dtype(out.dtype)), torch.empty_like(peaks)
     summarise_kernel[(batch * heads * num_blocks,)](
         out, *strides(out), grad, *strides(grad), *mask_arguments(key_mask, out), log_mass, delta, peaks, sums, share,
         length, heads, num_blocks, side,
@@ -243,7 +245,7 @@ def coarse_gradients(
     width = block_dim(dim)
     rows, chunk, warps, stages = COARSE[width]
     rows, chunk = min(rows, side), min(chunk, side)
-    grad_q, grad_k, grad_v = (torch.empty_like(chosen.means[0]) for _ in range(3))
+    grad_q, grad_k, grad_v = chosen.counts.new_empty(3, sequences, side, width)
     coarse_kernel[(sequences * (side // rows), 2)](
         *chosen.means.unbind(), chosen.counts, chosen.weights, *summary, grad_q, grad_k, grad_v, side, side // rows,
         HEAD_DIM=dim, BLOCK_D=width, ROWS=rows, CHUNK=chunk, **arithmetic(dtype), num_warps=warps, num_stages=stages,

@@ -1,5 +1,7 @@
 """The means q̄, k̄, v̄ of every block, and how many of its tokens are real: one touch of q, k, v.
 
+The choice of pairs takes q̄ and k̄ as they were summed; products of values take all three as operands, in 16 bits or not.
+
 nb blocks are padded to P, so that no tile of pairs is cut; the blocks behind the last hold no real token.
 """
 
@@ -45,7 +47,7 @@ def pool_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,
     mask_ptr, mask_b, mask_n,
-    mean_ptr, count_ptr, mean_stride, length, num_heads, num_blocks, side,
+    mean_ptr, operand_ptr, count_ptr, stride, length, num_heads, num_blocks, side,
     HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Means of one block, and its number of real tokens; zeros behind the last block."""
@@ -59,16 +61,20 @@ def pool_kernel(
     mean_q = block_mean(q_ptr + b * q_b + wide_h * q_h, q_n, start, offset_n, real, scale, HEAD_DIM, BLOCK_D, COMPUTE)
     mean_k = block_mean(k_ptr + b * k_b + wide_h * k_h, k_n, start, offset_n, real, scale, HEAD_DIM, BLOCK_D, COMPUTE)
     mean_v = block_mean(v_ptr + b * v_b + wide_h * v_h, v_n, start, offset_n, real, scale, HEAD_DIM, BLOCK_D, COMPUTE)
-    count_ptr += (b * num_heads + h) * side
-    mean_ptr += (b * num_heads + h) * side * BLOCK_D
-    tl.store(count_ptr + block, count)
-    tl.store(mean_ptr + block * BLOCK_D + offset_d, mean_q)
-    tl.store(mean_ptr + mean_stride + block * BLOCK_D + offset_d, mean_k)
-    tl.store(mean_ptr + 2 * mean_stride + block * BLOCK_D + offset_d, mean_v)
+    first = (b * num_heads + h) * side
+    position = (first + block) * BLOCK_D + offset_d
+    tl.store(count_ptr + first + block, count)
+    tl.store(mean_ptr + position, mean_q)
+    tl.store(mean_ptr + stride + position, mean_k)
+    tl.store(operand_ptr + position, mean_q)
+    tl.store(operand_ptr + stride + position, mean_k)
+    tl.store(operand_ptr + 2 * stride + position, mean_v)
     if block == num_blocks - 1:
-        fill_rows(count_ptr, 0.0, num_blocks, side, 1)
+        fill_rows(count_ptr + first, 0.0, num_blocks, side, 1)
+        for part in tl.static_range(2):
+            fill_rows(mean_ptr + part * stride + first * BLOCK_D, 0.0, num_blocks, side, BLOCK_D)
         for part in tl.static_range(3):
-            fill_rows(mean_ptr + part * mean_stride, 0.0, num_blocks, side, BLOCK_D)
+            fill_rows(operand_ptr + part * stride + first * BLOCK_D, 0.0, num_blocks, side, BLOCK_D)
 
 
 @triton.jit
@@ -80,18 +86,24 @@ def load_means(ptr, row, BLOCK_D: tl.constexpr):
 # ------------------------------------------------------------------------------------------------------------ launches
 
 
-def pool(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, block_size: int) -> tuple[Tensor, Tensor]:
-    """Means of q, k, v (3, B·H, P, D') and counts of real tokens (B·H, P) of every block."""
+def operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What `arithmetic` multiplies inputs of `dtype` in."""
+    return dtype if dtype == torch.bfloat16 else state_dtype(dtype)
+
+
+def pool(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of q, k (2, B·H, P, D'), of q, k, v as operands (3, B·H, P, D'), and counts of real tokens (B·H, P)."""
     batch, heads, length, dim = q.shape
     num_blocks = triton.cdiv(length, block_size)
     side = padded(num_blocks)
-    width, options = block_dim(dim), dict(dtype=state_dtype(q.dtype), device=q.device)
-    means = torch.empty(3, batch * heads, side, width, **options)
-    counts = torch.empty(batch * heads, side, **options)
+    sequences, width = batch * heads, block_dim(dim)
+    means = torch.empty(2, sequences, side, width, dtype=state_dtype(q.dtype), device=q.device)
+    operands = torch.empty(3, sequences, side, width, dtype=operand_dtype(q.dtype), device=q.device)
+    counts = means.new_empty(sequences, side)
     pool_kernel[(batch * heads * num_blocks,)](
-        q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), means, counts,
+        q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), means, operands, counts,
         means.stride(0), length, heads, num_blocks, side,
         HAS_MASK=key_mask is not None, BLOCK=block_size, HEAD_DIM=dim, BLOCK_D=width,
         COMPUTE=arithmetic(q.dtype)["COMPUTE"], num_warps=max(1, block_size * width // 1024),
     )  # fmt: skip
-    return means, counts
+    return means, operands, counts

@@ -42,7 +42,7 @@ CANDIDATES = 8192
 """Keys that settle holds in registers; more of them are read again for each bisection."""
 
 ROWS = 16
-"""Rows of a program of the passes over all pairs."""
+"""Rows of a program of `tally`."""
 
 SLACK = tl.constexpr(1 << 17)
 """How far apart, in steps of a float32, the bounds of a sample may be: 0.8 to 1.6 percent of max S − S."""
@@ -116,7 +116,8 @@ def tallies(drop, key, threshold):
     """Of each row of a tile: pairs with keys before the threshold, pairs with it, the least drop of those behind it."""
     better, tied = key < threshold.to(key.dtype), key == threshold.to(key.dtype)
     rest = tl.where(better | tied | (drop < 0), float("inf"), drop)
-    return tl.sum(better.to(tl.int32), axis=1), tl.sum(tied.to(tl.int32), axis=1), tl.min(rest, axis=1)
+    both = tl.sum(better.to(tl.int32) + (tied.to(tl.int32) << 16), axis=1)  # one sum for two counts
+    return both & 0xFFFF, both >> 16, tl.min(rest, axis=1)
 
 
 @triton.jit
@@ -309,6 +310,6 @@ def rank(
     )  # fmt: skip
     tally_kernel[(sequences * (side // ROWS),)](
         ranking.drops, ranking.threshold, ranking.tally, ranking.rest, side, side // ROWS,
-        **order, ROWS=ROWS, CHUNK=chunk, num_warps=8,
+        **order, ROWS=ROWS, CHUNK=chunk, num_warps=4,
     )  # fmt: skip
     return ranking

@@ -34,16 +34,17 @@ UNSEEN = tl.constexpr(1e30)
 class Walk(NamedTuple):
     """How a pass over lists of blocks is launched: warps of a program, stages of the loads.
 
-    registers   of a thread, at most, for bf16 without padding (else it would spill); 0: no limit. Programs are short
-                and wait for their gathers, so that many should be resident
+    registers   of a thread, at most, for bf16 in blocks of up to 32 tokens without padding (else it would spill);
+                0: no limit. Programs are short and wait for their gathers, so that many should be resident
     """
 
     warps: int
     stages: int
     registers: int = 0
 
-    def options(self, dtype: torch.dtype, dense: bool) -> dict[str, int]:
-        limit = dict(maxnreg=self.registers) if self.registers and dense and dtype == torch.bfloat16 else {}
+    def options(self, dtype: torch.dtype, dense: bool, block_size: int) -> dict[str, int]:
+        capped = self.registers > 0 and dense and dtype == torch.bfloat16 and block_size <= 32
+        limit = dict(maxnreg=self.registers) if capped else {}
         return dict(num_warps=self.warps, num_stages=self.stages, **limit)
 
 
@@ -158,6 +159,6 @@ def forward(
         q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), chosen.starts, chosen.listed,
         chosen.peaks, *coarse, out, *strides(out), log_mass, length, heads, num_blocks, chosen.counts.shape[1], budget,
         FULL=full, HAS_MASK=key_mask is not None, DENSE=dense, BLOCK=block_size,
-        HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options(q.dtype, dense),
+        HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options(q.dtype, dense, block_size),
     )  # fmt: skip
     return out, log_mass, *chosen

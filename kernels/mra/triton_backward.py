@@ -30,9 +30,9 @@ from kernels.mra.triton_lists import Selection, transpose
 from kernels.mra.triton_pool import fill_rows, load_means, operand_dtype
 
 # By padded head dimension.
-QUERIES = {16: Walk(1, 3), 32: Walk(1, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
-COARSE = {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (32, 32, 4, 2)}
-KEYS = {16: Walk(1, 3), 32: Walk(1, 3), 64: Walk(2, 3), 128: Walk(4, 3)}
+QUERIES = {16: Walk(1, 3), 32: Walk(1, 3, 168), 64: Walk(2, 3), 128: Walk(4, 3)}
+COARSE = {16: (64, 64, 4, 2), 32: (64, 64, 4, 3), 64: (64, 64, 8, 2), 128: (32, 32, 4, 2)}
+KEYS = {16: Walk(1, 3), 32: Walk(1, 3, 200), 64: Walk(2, 3), 128: Walk(4, 3)}
 
 
 @triton.jit
@@ -276,11 +276,11 @@ def backward(
     keys_kernel[grid](
         *inputs, starts, listed, log_mass, delta, coarse[1], coarse[2],
         grad_k, *strides(grad_k), grad_v, *strides(grad_v), *sizes,
-        **constants, **walk.options(q.dtype, dense),
+        **constants, **walk.options(q.dtype, dense, block_size),
     )  # fmt: skip
     walk = QUERIES[width]
     queries_kernel[grid](
         *inputs, chosen.starts, chosen.listed, log_mass, delta, coarse[0], grad_q, *strides(grad_q), *sizes,
-        **constants, **walk.options(q.dtype, dense),
+        **constants, **walk.options(q.dtype, dense, block_size),
     )  # fmt: skip
     return grad_q, grad_k, grad_v

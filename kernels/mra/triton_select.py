@@ -45,7 +45,13 @@ ROWS = 16
 """Rows of a program of `tally`."""
 
 SLACK = tl.constexpr(1 << 17)
-"""How far apart, in steps of a float32, the bounds of a sample may be: 0.8 to 1.6 percent of max S − S."""
+"""How exact the search in a sample is, in steps of a float32: 0.8 to 1.6 percent of max S − S."""
+
+MARGIN = tl.constexpr(1 << 21)
+"""How far apart the bounds of a sample are, in such steps: groups with two keys before the bound loosen it."""
+
+GROUP = 8
+"""Most keys of a sample of which the least stands for all; no more than a quarter of the groups is to have a key."""
 
 
 class Ranking(NamedTuple):
@@ -101,6 +107,19 @@ def bisect(key, rank, low, high, SLACK: tl.constexpr):
 
 
 @triton.jit
+def sample_bounds(key, rank, last, ROWS: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr):
+    """Bounds of key number `rank` of a tile, which is at most `last`, by a search among the least of GROUP keys each.
+
+    At least `rank` keys are up to the upper bound: so many groups have one. The lower bound is a guess, and counted.
+    """
+    least = tl.min(tl.reshape(key, (ROWS, GROUP, CHUNK // GROUP)), axis=1)
+    _, high = bisect(least, rank, last * 0, last, SLACK)
+    low = tl.maximum(high - MARGIN, 0)
+    before = tl.sum((key < low.to(key.dtype)).to(tl.int32))
+    return tl.where(before < rank, low, 0), high
+
+
+@triton.jit
 def store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota):
     """(B·H, 2) int64: the key of pair number m, and how many pairs with that key are refined; zeros for `words`."""
     tl.store(threshold_ptr + 2 * head, threshold)
@@ -133,7 +152,7 @@ def rank_kernel(
     mean_q_ptr, mean_k_ptr, count_ptr, drop_ptr, peak_ptr, bound_ptr, found_ptr, threshold_ptr, tally_ptr,
     rest_ptr, words_ptr, num_blocks, side, tiles, share,
     FIRST: tl.constexpr, DIAGONAL: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr, WHOLE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    CHUNKS: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """max S − S of ROWS block rows, negative where a pair has no tokens, and bounds of each chunk's key `share`.
@@ -165,7 +184,10 @@ def rank_kernel(
         tl.store(drop_ptr + row[:, None] * side + y[None, :], drop)
         key = pair_keys(drop, x[:, None], y[None, :], FIRST, DIAGONAL)
         last = tl.full((), (1 << BITS) - 1, tl.int64)
-        low, high = bisect(key, share, last * 0, last, 0 if WHOLE else SLACK)
+        if WHOLE:
+            low, high = bisect(key, share, last * 0, last, 0)
+        else:
+            low, high = sample_bounds(key, share, last, ROWS, CHUNK, GROUP)
         part = 2 * ((head * tiles + tile) * CHUNKS + chunk)
         tl.store(bound_ptr + part, low)
         tl.store(bound_ptr + part + 1, high)
@@ -187,7 +209,10 @@ def narrow_kernel(
     drop_ptr, bound_ptr, found_ptr, candidate_ptr, side, tiles, parts,
     FIRST: tl.constexpr, DIAGONAL: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Gathers the keys from the least bound to before the greatest, in any order, and counts those before them."""
+    """Gathers the keys from the least bound to before the greatest, and counts those before them.
+
+    A program takes room for its keys at once, in any order of the programs: what settle finds does not depend on it.
+    """
     head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     pair = tile * SIZE + tl.arange(0, SIZE)
     first = head * side * side
@@ -196,8 +221,9 @@ def narrow_kernel(
     before = key < low.to(key.dtype)
     between = (key < high.to(key.dtype)) & (key >= low.to(key.dtype))
     tl.atomic_add(found_ptr + 2 * head, tl.sum(before.to(tl.int32)), sem="relaxed")
-    slot = tl.atomic_add(found_ptr + 2 * head + 1 + pair * 0, 1, mask=between, sem="relaxed")
-    tl.store(candidate_ptr + first + slot, key, mask=between)
+    count = between.to(tl.int32)
+    begin = tl.atomic_add(found_ptr + 2 * head + 1, tl.sum(count), sem="relaxed")
+    tl.store(candidate_ptr + first + begin + tl.cumsum(count, axis=0) - 1, key, mask=between)
 
 
 @triton.jit
@@ -281,6 +307,7 @@ def rank(
     rows = min(side, max(16, PAIRS // chunk))
     tiles, chunks = side // rows, side // chunk
     parts, bits = tiles * chunks, 35 if any(order.values()) else 32
+    share = triton.cdiv(budget, parts)
     whole, wide = (dict(dtype=kind, device=counts.device) for kind in (torch.int32, torch.int64))
     ranking = Ranking(
         drops=counts.new_empty(sequences, side, side), peaks=torch.empty_like(counts),
@@ -291,15 +318,16 @@ def rank(
     rank_kernel[(sequences * tiles,)](
         means[0], means[1], counts, ranking.drops, ranking.peaks, bound, found,
         ranking.threshold, ranking.tally, ranking.rest, ranking.words,
-        num_blocks, side, tiles, triton.cdiv(budget, parts),
+        num_blocks, side, tiles, share,
         **order, BITS=bits, ROWS=rows, CHUNK=chunk, CHUNKS=chunks, WHOLE=parts == 1,
+        GROUP=GROUP if 4 * GROUP * share <= rows * chunk else 1,
         HEAD_DIM=dim, BLOCK_D=width, COMPUTE=arithmetic(dtype)["COMPUTE"], PRECISION=score_precision(dtype),
         num_warps=max(1, rows * chunk // 2048), num_stages=3 if width <= 32 else 1, enable_fp_fusion=False,
     )  # fmt: skip
     if parts == 1:
         return ranking
     candidates = bound.new_empty(sequences, side * side, dtype=torch.uint32 if bits == 32 else torch.int64)
-    size, lists = min(8192, side * side), dict(PARTS=triton.next_power_of_2(parts))
+    size, lists = min(4096, side * side), dict(PARTS=triton.next_power_of_2(parts))
     narrow_kernel[(sequences * (side * side // size),)](
         ranking.drops, bound, found, candidates, side, side * side // size, parts,
         **order, **lists, SIZE=size, num_warps=4,

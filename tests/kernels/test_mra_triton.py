@@ -128,6 +128,21 @@ def test_selection_is_that_of_the_reference(length, blocks_per_row, kind, priors
     assert torch.equal(by_column, expected)
 
 
+@pytest.mark.slow
+def test_selection_does_not_depend_on_where_the_better_pairs_stand(device, monkeypatch):
+    """Where they share groups, bounds of samples are so loose that every guess of a lower one is wrong."""
+    monkeypatch.setattr("kernels.mra.triton_select.PAIRS", 0)
+    monkeypatch.setattr("kernels.mra.triton_select.CHUNK", 32)
+    q, k, _ = (x.to(device, torch.float32) for x in qkv(1, 1, 1024, 8, seed=2))
+    block = torch.arange(1024, device=device) // 16
+    k[..., 0] = torch.where(block % 8 < 2, 0.0, -20.0)
+    q[..., 0] = 1.0
+    expected = select_blocks(
+        q.double(), k.double(), None, block_size=16, blocks_per_row=2, first_blocks=0, diagonal_blocks=0
+    )
+    assert torch.equal(selected(q, k, None, 16, 2, 0, 0), expected)
+
+
 @pytest.mark.parametrize("side", [0, 128])
 def test_ties_go_to_the_lowest_index_after_priors(side, device, monkeypatch):
     monkeypatch.setattr("kernels.mra.triton_select.PAIRS", side * side)

@@ -266,7 +266,7 @@ def merge_all_gradients(
     summaries, splits, width, _ = grad_context.shape
     heads, count, dim = router.shape
     slots, block = grad_router.shape[1:3]
-    kinds, rows = arithmetic(dtype), row_block(width)
+    kinds, rows = arithmetic(dtype), row_block(width, splits)
     merged, merged_shift, grad_weights = (torch.empty_like(x) for x in (context, context[:, 0], router))
     merge_all_gradients_kernel[(summaries + heads * count, width // rows)](
         grad_context, shift, context, merged, merged_shift, grad_router, grad_weights, summaries, splits, slots, heads,

@@ -37,14 +37,17 @@ SUMMARY = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(64, 4, 2), 1
 BACKWARD = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 1)}
 
 # The same at several rates.
-SUMMARY_RATES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(64, 4, 3), 128: Config(64, 16, 1)}
-BACKWARD_RATES = {16: Config(64, 2, 2), 32: Config(64, 2, 2), 64: Config(32, 4, 2), 128: Config(64, 16, 1)}
+SUMMARY_RATES = {16: Config(64, 2, 3), 32: Config(64, 2, 3), 64: Config(64, 4, 3), 128: Config(64, 16, 1)}
+BACKWARD_RATES = {16: Config(64, 2, 3), 32: Config(64, 2, 3), 64: Config(32, 4, 2), 128: Config(64, 16, 1)}
 
 LOWEST = tl.constexpr(-1e29)
 """Running maximum before any real key: above NEVER, so that a padded key weighs exp(NEVER − LOWEST) = 0."""
 
 WIDEST_HELD = tl.constexpr(64)
 """Widest head whose states, of all resolutions, a program holds while it passes over tiles."""
+
+MERGED = 2048
+"""Numbers that one program of a merge reads: fewer programs where there are few slots of each summary."""
 
 ONES = tl.constexpr(16)
 """Columns of ones that sum the weights on the tensor cores: the fewest that a product takes."""
@@ -310,9 +313,9 @@ def keys_backward_kernel(
 # ------------------------------------------------------------------------------------------------------------ launches
 
 
-def row_block(width: int) -> int:
-    """Features that one program of a merge handles: about 128 numbers of every slot."""
-    return max(1, 128 // width)
+def row_block(width: int, splits: int) -> int:
+    """Features that one program of a merge handles: MERGED numbers of all slots, and at least 128 of every slot."""
+    return max(1, 128 // width, min(width, MERGED // (width * triton.next_power_of_2(splits))))
 
 
 def summarise(
@@ -337,7 +340,7 @@ def summarise(
         HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, **kinds, **config.options,
     )  # fmt: skip
     context, log_mass = torch.empty(summaries, width, width, **options), torch.empty(summaries, 3, width, **options)
-    rows = row_block(width)
+    rows = row_block(width, splits)
     merge_summaries_kernel[(summaries, width // rows)](
         peak, mass, partial, context, log_mass, splits,
         HEAD_DIM=dim, BLOCK_S=triton.next_power_of_2(splits), ROWS=rows, BLOCK_D=width, COMPUTE=kinds["COMPUTE"],
@@ -352,7 +355,7 @@ def merge_gradients(
     """dC and the shift of every summary from slots (B·H·R, splits, D', …), and the gradient of `mix` (H, D)."""
     batch, heads, _, dim = shape
     summaries, splits, width, _ = grad_context.shape
-    kinds, rows = arithmetic(dtype), row_block(width)
+    kinds, rows = arithmetic(dtype), row_block(width, splits)
     merged, merged_shift = torch.empty_like(context), context.new_empty(context.shape[:2])
     grad_mix = context.new_empty(batch, heads, width // rows, width) if mix is not None else None
     merge_gradients_kernel[(summaries, width // rows)](

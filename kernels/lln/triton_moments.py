@@ -29,7 +29,7 @@ from kernels.lln.moments import SMALLEST_SPREAD
 from kernels.lln.triton_windows import shares_of_windows, window_shares, window_starts, window_sums, windows
 
 TILES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(128, 4, 2), 128: Config(64, 8, 2)}
-TILES_RATES = {16: Config(128, 4, 3, 128), 32: Config(128, 4, 3, 128), 64: Config(64, 4, 3), 128: Config(64, 8, 2)}
+TILES_RATES = {16: Config(64, 2, 3, 128), 32: Config(64, 2, 3, 128), 64: Config(64, 4, 3), 128: Config(64, 8, 2)}
 
 SLOTS = 1024
 """Partials that the finishing program reads at once."""
@@ -201,7 +201,8 @@ def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: 
         HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
         COMPUTE=arithmetic(q.dtype)["COMPUTE"], STAGES=config.stages, **config.options,
     )  # fmt: skip
+    block = min(SLOTS, triton.next_power_of_2(slots))
     match_moments_kernel[(len(rates),)](
-        partial, out, slots, CONSTANT_A=a, CONSTANT_B=b, SMALLEST=SMALLEST_SPREAD, BLOCK=SLOTS, num_warps=8
+        partial, out, slots, CONSTANT_A=a, CONSTANT_B=b, SMALLEST=SMALLEST_SPREAD, BLOCK=block, num_warps=4
     )
     return out

@@ -106,7 +106,7 @@ class AdaMRA(Attention):
                     q, k, key_mask, constants, rates=self.rates, key_weights=key_weights, impl=self.impl
                 )
             )
-        out, balance = adamra(
+        out, self._auxiliary = adamra(
             q,
             k,
             v,
@@ -118,9 +118,9 @@ class AdaMRA(Attention):
             scales=scales,
             feature_map=self.feature_map,
             gate=self.gate,
+            balance_weight=self.balance_weight,
             impl=self.impl,
         )
-        self._auxiliary = self.balance_weight * balance
         return out
 
     def shares(self, q: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -48,6 +48,7 @@ def adamra(
     scales: tuple[Tensor, Tensor] | None = None,
     feature_map: str = "exponential",
     gate: str = "top1",
+    balance_weight: float = 1.0,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Each query reads the resolution that its router chose: o_i = g_i · y_i^{r(i)}; output and balance loss.
@@ -57,7 +58,8 @@ def adamra(
     rates               tokens fused into one, for each of the R resolutions
     key_weights         per resolution None (mean), (H, rate, D) or (H, rate, D, D); likewise value_weights
     scales              α and β of the exponential map, each (R,), without gradient; None with the other maps
-    return              out (B, H, N, D) in the contract's form, and the unweighted balance loss, a scalar
+    balance_weight      factor of the balance loss; compiled into the kernels, so not one to change at every step
+    return              out (B, H, N, D) in the contract's form, and the weighted balance loss, a scalar
     """
     check_choice(FEATURE_MAPS, feature_map=feature_map)
     check_choice(GATES, gate=gate)
@@ -65,7 +67,7 @@ def adamra(
     if choose_impl(impl, q, IMPLEMENTATIONS, "adamra", refusal) == "triton" and scales is not None:
         from kernels.adamra import ops  # Triton is needed only here
 
-        return ops.adamra(q, k, v, key_mask, router, scales, list(rates), gate)
+        return ops.adamra(q, k, v, key_mask, router, scales, list(rates), gate, balance_weight)
     real = real_tokens(q, key_mask)
     out, balance = reference.adamra(
         real_values(q, real),
@@ -80,7 +82,7 @@ def adamra(
         feature_map=feature_map,
         gate=gate,
     )
-    return heads_last(out, key_mask, q.dtype), balance
+    return heads_last(out, key_mask, q.dtype), balance_weight * balance
 
 
 def spreads(

@@ -10,7 +10,7 @@ from kernels.common.ops import register_op
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, router: Tensor | None, alpha: Tensor, beta: Tensor,
-    rates: list[int], scaled: bool,
+    rates: list[int], scaled: bool, balance_weight: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     batch, heads, length, dim = q.shape
     width, dtype, count = block_dim(dim), state_dtype(q.dtype), len(rates)
@@ -36,7 +36,7 @@ _STATE = "Tensor context, Tensor log_mass, Tensor choice, Tensor pull"
 _OPTIONS = "int[] rates, bool scaled"
 forward = register_op(
     "adamra_forward",
-    f"({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_INPUTS}, {_OPTIONS}, float balance_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     triton.forward,
     _forward,
 )
@@ -50,8 +50,8 @@ backward = register_op(
 
 class _AdaMRA(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, key_mask, router, alpha, beta, rates, scaled):
-        out, balance, *state = forward(q, k, v, key_mask, router, alpha, beta, rates, scaled)
+    def forward(ctx, q, k, v, key_mask, router, alpha, beta, rates, scaled, balance_weight):
+        out, balance, *state = forward(q, k, v, key_mask, router, alpha, beta, rates, scaled, balance_weight)
         ctx.save_for_backward(q, k, v, key_mask, router, alpha, beta, *state)
         ctx.options = (rates, scaled)
         return out, balance
@@ -61,15 +61,15 @@ class _AdaMRA(torch.autograd.Function):
         grad, grad_balance = grads
         grads = backward(unit_last_stride(grad), grad_balance, *ctx.saved_tensors, *ctx.options)
         router = grads[3] if len(grads) > 3 else None
-        return *grads[:3], None, router, None, None, None, None
+        return *grads[:3], None, router, None, None, None, None, None
 
 
 def adamra(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, router: Tensor | None, scales: tuple[Tensor, Tensor],
-    rates: list[int], gate: str,
+    rates: list[int], gate: str, balance_weight: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`kernels.adamra.api.adamra` with exponential map and mean compression, through the kernels."""
     q, k, v = (unit_last_stride(x) for x in (q, k, v))
     router = None if router is None else router.contiguous()
     alpha, beta = (x.detach().contiguous() for x in scales)
-    return _AdaMRA.apply(q, k, v, key_mask, router, alpha, beta, rates, gate == "top1")
+    return _AdaMRA.apply(q, k, v, key_mask, router, alpha, beta, rates, gate == "top1", balance_weight)

@@ -129,9 +129,10 @@ def queries_kernel(
 @triton.jit
 def balance_kernel(
     count_ptr, probability_ptr, balance_ptr, pull_ptr, slots, num_heads,  # slots (slots, H, R')
-    R: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, COMPUTE: tl.constexpr,
+    WEIGHT: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Balance loss R Σ_r f_r P_r, averaged over heads, and its derivative by each probability p_ir, `pull` (H, R').
+    """WEIGHT R Σ_r f_r P_r, averaged over heads, and its derivative by each probability p_ir, `pull` (H, R').
 
     In float64: it is one number, and the sum of all probabilities.
     """
@@ -146,7 +147,7 @@ def balance_kernel(
     count = tl.reshape(tl.sum(counts, axis=0), (BLOCK_H, BLOCK_R))
     probability = tl.reshape(tl.sum(probabilities, axis=0), (BLOCK_H, BLOCK_R))
     total = tl.maximum(tl.sum(count, axis=1), 1.0)[:, None]
-    pull = count / total * (R / total) / num_heads
+    pull = count / total * (R / total) * tl.full((), WEIGHT, tl.float64) / num_heads
     offset_h, offset_r = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_R)[None, :]
     tl.store(pull_ptr + offset_h * BLOCK_R + offset_r, pull.to(COMPUTE), mask=offset_h < num_heads)
     balance = tl.where((offset_h < num_heads) & (offset_r < R), pull * probability, 0.0)
@@ -158,9 +159,9 @@ def balance_kernel(
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, router: Tensor | None, alpha: Tensor, beta: Tensor,
-    rates: list[int], scaled: bool,
+    rates: list[int], scaled: bool, balance_weight: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Output (B, H, N, D), laid out as (B, N, H, D), balance loss, then what the backward pass reads.
+    """Output (B, H, N, D), laid out as (B, N, H, D), weighted balance loss, then what the backward pass reads.
 
     router   (H, R, D) contiguous; None: head h reads resolution h mod R
     scaled   whether the output is multiplied by the chosen probability
@@ -189,8 +190,9 @@ def forward(
         rounded_heads = triton.next_power_of_2(heads)
         balance_kernel[(1,)](
             counts, probabilities, balance, pull, batch * splits, heads,
-            R=count, BLOCK_R=block, BLOCK_H=rounded_heads, BLOCK=max(1, BALANCE_SLOTS // (rounded_heads * block)),
-            COMPUTE=kinds["COMPUTE"], num_warps=8,
+            WEIGHT=balance_weight, R=count, BLOCK_R=block, BLOCK_H=rounded_heads,
+            BLOCK=max(1, min(BALANCE_SLOTS // (rounded_heads * block), triton.next_power_of_2(batch * splits))),
+            COMPUTE=kinds["COMPUTE"], num_warps=4,
         )  # fmt: skip
     return out, balance, context, log_mass, choice, pull
 

@@ -45,11 +45,11 @@ def evaluate(
     scales = tuple(torch.linspace(a, b, count).to(device, wide) for a, b in ((1.5, 0.7), (0.8, 1.9)))
     out, balance = adamra(
         *inputs, mask, router=None if gate == "fixed" else router, rates=rates, key_weights=none, value_weights=none,
-        scales=scales, gate=gate, impl=impl,
+        scales=scales, gate=gate, balance_weight=0.3, impl=impl,
     )  # fmt: skip
     leaves = inputs if gate == "fixed" else [*inputs, router]
     cotangent = qkv(*out.shape, seed=7)[0].to(device, dtype)
-    return [out.detach(), balance.detach(), *torch.autograd.grad((out * cotangent).sum() + 3 * balance, leaves)]
+    return [out.detach(), balance.detach(), *torch.autograd.grad((out * cotangent).sum() + 10 * balance, leaves)]
 
 
 NAMES = ("out", "balance", "dq", "dk", "dv", "drouter")
@@ -78,8 +78,8 @@ def test_output_loss_and_gradients_are_those_of_the_reference_in_float64(length,
 )
 @pytest.mark.parametrize(("length", "kind", "dim", "gate", "rates"), [CASES[i] for i in (1, 5)])
 def test_error_is_at_most_twice_that_of_plain_pytorch(length, kind, dim, gate, rates, dtype, device):
-    inputs = [x.to(dtype) for x in qkv(2, HEADS, length, dim)]
-    mask = None if kind is None else padding(2, length, kind=kind)
+    inputs = [x.to(dtype) for x in qkv(4, HEADS, length, dim)]
+    mask = None if kind is None else padding(4, length, kind=kind)
     exact = evaluate(inputs, mask, gate, rates, "reference", torch.float64, "cpu")
     plain = evaluate(inputs, mask, gate, rates, "reference", dtype, device)
     mine = evaluate(inputs, mask, gate, rates, "triton", dtype, device)
@@ -94,7 +94,7 @@ def test_equal_logits_choose_the_first_resolution(device):
     router = torch.zeros(HEADS, 3, 8, device=device)
     router[:, 1:, 0] = 1.0  # resolutions 1 and 2 tie
     scale = torch.ones(3, device=device)
-    _, _, _, _, choice, _ = ops.forward(q, k, v, None, router, scale, scale, [2, 8, 32], True)
+    _, _, _, _, choice, _ = ops.forward(q, k, v, None, router, scale, scale, [2, 8, 32], True, 1.0)
     _, one_hot = reference.route(q, router)
     assert torch.equal(choice.view(1, HEADS, 20).long(), one_hot.long().argmax(-1))
     assert set(choice.flatten().tolist()) == {0, 1}
@@ -138,8 +138,8 @@ def test_operators_pass_opcheck(device):
     mask, scale = padding(1, 9, kind="scattered").to(device), torch.ones(2, device=device)
     router, options = torch.randn(HEADS, 2, 8, device=device), ([2, 4], True)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.forward, (q, k, v, mask, router, scale, scale, *options), test_utils=checks)
-    out, balance, *state = ops.forward(q, k, v, mask, router, scale, scale, *options)
+    torch.library.opcheck(ops.forward, (q, k, v, mask, router, scale, scale, *options, 0.5), test_utils=checks)
+    out, balance, *state = ops.forward(q, k, v, mask, router, scale, scale, *options, 0.5)
     arguments = (out, balance, q, k, v, mask, router, scale, scale, *state, *options)
     torch.library.opcheck(ops.backward, arguments, test_utils=checks)
 

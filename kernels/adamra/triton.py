@@ -6,8 +6,7 @@ All products with the R contexts run densely, and a row keeps the one that it ch
 and neither queries nor outputs are moved. Only the chosen resolution is exponentiated.
 
 Floor, in touches of one (B, H, N, D) tensor: moments 2, keys 2, queries 2, backward 3 and 4, in all 13. The choice is
-saved, so that forward and backward cannot disagree about it: as four bytes a query, the fewest that are loaded ahead of
-time, and −1 for a padded one.
+saved, so that forward and backward cannot disagree about it: as four bytes a query, and −1 for a padded one.
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
@@ -20,12 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.adamra.triton_backward import (
-    QUERIES_BACKWARD,
-    WIDEST_STACKED,
-    merge_all_gradients,
-    queries_backward_kernel,
-)
+from kernels.adamra.triton_backward import LIST_BLOCK, QUERIES_BACKWARD, merge_all_gradients, queries_backward_kernel
 from kernels.adamra.triton_route import load_scalars, load_vectors, pick, route
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import load_rows, place, product, real_rows, store_rows, widened
@@ -213,13 +207,14 @@ def backward(
     grad_context = torch.empty(batch * heads * count, splits, width, width, **options)
     shift = torch.empty(batch * heads * count, splits, width, **options)
     grad_router = torch.empty(heads, batch * splits, block, width, **options)
+    rows = torch.empty(batch * heads, splits, count, chunk, dtype=torch.int32, device=q.device)
     queries_backward_kernel[(batch * heads * splits,)](
         q, *strides(q), grad, *strides(grad), *mask_arguments(key_mask, q), context if router is None else router,
         alpha, context, log_mass, choice, pull, grad_balance, grad_q, *strides(grad_q),
-        grad_context, shift, grad_router, length, batch, heads, splits, chunk,
+        rows, grad_context, shift, grad_router, length, batch, heads, splits, chunk,
         R=count, BLOCK_R=block, ROUTED=router is not None, SCALED=scaled, HAS_MASK=key_mask is not None,
-        STACKED=width * kinds["OPERAND"].primitive_bitwidth // 8 <= WIDEST_STACKED,
-        HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, **kinds, **config.options,
+        HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, BLOCK_L=min(LIST_BLOCK, triton.next_power_of_2(chunk)),
+        **kinds, **config.options,
     )  # fmt: skip
     merged, shift, grad_weights = merge_all_gradients(
         grad_context, shift, context, grad_router, router, q.shape, q.dtype

@@ -8,7 +8,7 @@
 import triton
 import triton.language as tl
 
-from kernels.common.tiles import exponential
+from kernels.common.tiles import NEVER, exponential, halves, product
 
 
 @triton.jit
@@ -57,3 +57,37 @@ def route(q, router, R: tl.constexpr, BLOCK_N: tl.constexpr, COMPUTE: tl.constex
     for r in tl.static_range(R):
         shares = shares + (weights[r] * inverse,)
     return choice, shares
+
+
+@triton.jit
+def load_router(
+    ptr, R: tl.constexpr, BLOCK_R: tl.constexpr, COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    """W of one head as operands: (COLUMNS, D') for `split_columns`, and (D', 2 · COLUMNS) for `shares_of_rows`."""
+    row, column, offset_d = tl.arange(0, COLUMNS)[:, None], tl.arange(0, 2 * COLUMNS)[None, :], tl.arange(0, BLOCK_D)
+    inside = (row % BLOCK_R < R) & (offset_d < HEAD_DIM)[None, :]
+    weights = tl.load(ptr + row % BLOCK_R * HEAD_DIM + offset_d[None, :], mask=inside, other=0.0).to(COMPUTE)
+    rounded = weights.to(OPERAND)
+    rest = (weights - rounded.to(COMPUTE)).to(OPERAND)
+    back = tl.where(row // BLOCK_R < 2, rounded, tl.where(row // BLOCK_R == 2, rest, tl.zeros(weights.shape, OPERAND)))
+    inside = (column % BLOCK_R < R) & (offset_d < HEAD_DIM)[:, None]
+    weights = tl.load(ptr + column % BLOCK_R * HEAD_DIM + offset_d[:, None], mask=inside, other=0.0).to(COMPUTE)
+    rounded = weights.to(OPERAND)
+    rest = (weights - rounded.to(COMPUTE)).to(OPERAND)
+    return back, tl.where(column < COLUMNS, rounded, rest)
+
+
+@triton.jit
+def shares_of_rows(
+    q, router, R: tl.constexpr, BLOCK_R: tl.constexpr, COLUMNS: tl.constexpr, COMPUTE: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """softmax(W q) of every row, periodic in BLOCK_R columns, (rows, COLUMNS), and its maximum."""
+    rounded, rest = halves(product(q, router, COMPUTE, OPERAND, PRECISION))
+    logits = rounded + rest
+    if R < BLOCK_R:
+        logits = tl.where((tl.arange(0, COLUMNS) % BLOCK_R < R)[None, :], logits, NEVER)
+    shares = exponential(logits, tl.max(logits, axis=1)[:, None], PRECISION)
+    largest = (COLUMNS // BLOCK_R) / tl.sum(shares, axis=1)
+    return shares * largest[:, None], largest

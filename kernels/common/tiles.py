@@ -117,3 +117,9 @@ def widened(x, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constex
 def product(a, b, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """a @ b: operands in OPERAND, sums in COMPUTE."""
     return tl.dot(a.to(OPERAND), b.to(OPERAND), out_dtype=COMPUTE, input_precision=PRECISION)
+
+
+@triton.jit
+def halves(x):
+    """The left and the right half of the columns of a tile."""
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))

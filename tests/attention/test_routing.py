@@ -9,6 +9,7 @@ import pytest
 import torch
 from oracles import routing as oracle
 from tolerance import assert_exact
+from torch import distributed
 
 import attention
 
@@ -250,3 +251,17 @@ def test_two_ranks_move_their_centroids_as_one(tmp_path):
         whole(*inputs.qkv(4, 2, 33, 8, seed=step), inputs.padding(4, 33))
     for ours, theirs in zip(paper[0], state(whole), strict=True):
         assert_exact(ours, theirs)
+
+
+def test_what_ranks_share_is_part_of_one_compiled_graph(tmp_path):
+    """A break of the graph there would part the compiled step in every layer."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        plain, compiled = module(init="paper"), module(init="paper")
+        call = torch.compile(compiled, fullgraph=True, backend="eager")
+        for seed in range(2):
+            tokens = inputs.qkv(2, 2, 33, 8, seed=seed)
+            assert_exact(call(*tokens), plain(*tokens))
+        assert same(state(compiled), state(plain))
+    finally:
+        distributed.destroy_process_group()

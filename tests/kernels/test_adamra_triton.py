@@ -71,6 +71,18 @@ def test_output_loss_and_gradients_are_those_of_the_reference_in_float64(length,
         assert all((x[padded] == 0).all() for x in (mine[0], *mine[2:5]))
 
 
+@pytest.mark.skipif(NATIVE, reason="float64 runs in the interpreter only")
+def test_a_part_of_several_tiles_gathers_its_queries_from_longer_lists(monkeypatch):
+    from kernels.adamra import triton
+
+    monkeypatch.setattr(triton, "PROGRAMS", 1)  # one part a head
+    monkeypatch.setattr(triton, "LIST_BLOCK", 64)
+    inputs, mask = qkv(1, HEADS, 300, 8), padding(1, 300, kind="scattered")
+    mine, theirs = (evaluate(inputs, mask, "top1", (2, 8), x, torch.float64, "cpu") for x in ("triton", "reference"))
+    for name, actual, expected in zip(NAMES, mine, theirs, strict=True):
+        assert_exact(actual, expected, name)
+
+
 @pytest.mark.parametrize(
     "dtype",
     [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=[gpu, native_only])],

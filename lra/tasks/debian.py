@@ -35,7 +35,7 @@ def fetch(root: Path, package: str, folder: str) -> Path:
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
         _run(["apt-get", "download", package], scratch, package, by_hand)
         files = list(Path(scratch).glob("*.deb"))
-        _run(["dpkg-deb", "--extract", str(files[0]), "files"], scratch, package, by_hand)
+        _run(["dpkg-deb", "--extract", files[0].name, "files"], scratch, package, by_hand)
         with FileLock(place.with_name(f"{package}.lock")):  # two tasks, or two sizes of one, may fetch at once
             if not place.exists():
                 (Path(scratch) / "files").rename(place)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -99,24 +100,28 @@ def test_all_sources_give_the_same_arrays(tmp_path, monkeypatch):
     assert first.digest == second.digest
 
 
-def test_a_debian_package_is_fetched_where_there_is_apt(tmp_path, monkeypatch):
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_debian_package_is_fetched_where_there_is_apt(tmp_path, monkeypatch, absolute):
     files = idx(tmp_path / "made", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "root" if absolute else Path("root")
 
     def run(command, cwd, **_):
         if command[0] == "apt-get":
             assert command == ["apt-get", "download", "dataset-fashion-mnist"]
-            (tmp_path.__class__(cwd) / "dataset-fashion-mnist_0_all.deb").touch()
+            Path(cwd, "dataset-fashion-mnist_0_all.deb").touch()
         else:
-            place = tmp_path.__class__(cwd) / command[3] / image_fashion.FOLDER
+            assert Path(cwd, command[2]).is_file()
+            place = Path(cwd, command[3], image_fashion.FOLDER)
             place.parent.mkdir(parents=True)
             place.symlink_to(files)
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(debian, "available", lambda: True)
     monkeypatch.setattr(subprocess, "run", run)
-    data = prepare(tmp_path / "root")
+    data = prepare(root)
     assert data.source == "debian"
-    assert (tmp_path / "root" / "debian" / "dataset-fashion-mnist" / image_fashion.FOLDER).is_dir()
+    assert (root / "debian" / "dataset-fashion-mnist" / image_fashion.FOLDER).is_dir()
 
 
 def test_a_failed_fetch_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_d
 from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows, widened
 
 TILE = 64
-"""Tokens of a tile of half precision; others take half as many, since they multiply without tensor cores."""
+"""Tokens of a tile of bfloat16; others take half as many, since they multiply as float32."""
 
 WARPS = {16: 4, 32: 4, 64: 8, 128: 8}
 """By padded head dimension."""
@@ -287,7 +287,7 @@ def tokens_backward_kernel(
 
 def tile_of(q: Tensor) -> int:
     """Tokens of a tile."""
-    return TILE if q.element_size() == 2 else max(2, TILE // 2)
+    return TILE if q.dtype == torch.bfloat16 else max(2, TILE // 2)
 
 
 def allocate(q: Tensor, span: int) -> list[Tensor]:

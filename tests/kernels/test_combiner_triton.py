@@ -246,7 +246,7 @@ GRID = [
 KERNELS = {
     "fixed": {"summarise", "attend", "spans_backward", "summaries_backward"},
     "axial": {"rows", "columns", "rows_backward", "columns_queries"},
-    "logsparse": {"nodes", "shares", "queries", "tokens_backward"},
+    "logsparse": {"leaves", "shares", "queries", "tokens_backward"},
 }
 
 

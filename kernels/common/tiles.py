@@ -123,3 +123,13 @@ def product(a, b, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.co
 def halves(x):
     """The left and the right half of the columns of a tile."""
     return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def ones_of(word):
+    """Bits set in each 32-bit word."""
+    x = word.to(tl.uint32, bitcast=True)
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim
-from kernels.common.tiles import LOG2E, NEVER, product
+from kernels.common.tiles import LOG2E, NEVER, ones_of, product
 from kernels.mra.triton_pool import load_means, operand_dtype, pool
 from kernels.mra.triton_select import load_keys, rank
 
@@ -61,16 +61,6 @@ def row_shares(tally_ptr, head, side, first, quota, ROWS: tl.constexpr, CHUNK: t
     tied_before = tl.sum(tied_before) + tl.cumsum(tied, axis=0) - tied
     taken_before = tl.minimum(tied_before, quota)
     return better_before + taken_before, tied, tl.minimum(tied, quota - taken_before)
-
-
-@triton.jit
-def population(word):
-    """Bits set in each int32."""
-    word -= (word >> 1) & 0x55555555
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    word += word >> 8
-    return (word + (word >> 16)) & 0x3F
 
 
 @triton.jit
@@ -129,7 +119,7 @@ def finish_kernel(
         one = chosen.to(tl.int32)
         tl.store(bits_ptr + (head * words + tile) * side + y, tl.sum(one << (x % 32)[:, None], axis=0))
         bits = tl.sum(tl.reshape(one << (y % 32)[None, :], (ROWS, CHUNK // 32, 32)), axis=2)
-        count, word = population(bits), first // 32 + tl.arange(0, CHUNK // 32)
+        count, word = ones_of(bits), first // 32 + tl.arange(0, CHUNK // 32)
         tl.atomic_add(words_ptr + head * words + word, tl.sum(count, axis=0), sem="relaxed")
         list_bits(listed_ptr + head * budget, begin[:, None] + tl.cumsum(count, axis=1) - count, bits, word * 32)
         begin += tl.sum(count, axis=1)
@@ -156,7 +146,7 @@ def columns_kernel(bits_ptr, words_ptr, start_ptr, listed_ptr, side, budget, BLO
     before = tl.sum(tl.load(words_ptr + head * words + word, mask=word < group, other=0))
     position = bits_ptr + (head * words + word)[:, None] * side + y[None, :]
     bits = tl.load(position, mask=(word < words)[:, None], other=0)
-    count = population(bits)
+    count = ones_of(bits)
     refined = tl.sum(count, axis=0)
     begin = before + tl.cumsum(refined, axis=0) - refined
     tl.store(start_ptr + head * (side + 1) + y, begin)

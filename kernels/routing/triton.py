@@ -22,9 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import arithmetic, block_dim, split, state_dtype, strides
-from kernels.common.tiles import LOG2E, NEVER, gather_rows, place, product, scatter_rows
+from kernels.common.tiles import LOG2E, NEVER, gather_rows, ones_of, place, product, scatter_rows
 from kernels.routing.triton_score import normalise
-from kernels.routing.triton_select import Selection, ones_of
+from kernels.routing.triton_select import Selection
 
 COMBINE_TILE = 8192
 """Elements of a tile of 4 warps."""

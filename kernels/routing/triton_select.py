@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.common.tiles import ones_of
 from kernels.routing.triton_score import score
 
 WARP_KEYS = 1024
@@ -27,16 +28,6 @@ WARP_KEYS = 1024
 FEW_KEYS = 8192
 """Longest row that is left to one warp."""
 MIN_CANDIDATES = 256
-
-
-@triton.jit
-def ones_of(word):
-    """Bits set in each 32-bit word."""
-    x = word.to(tl.uint32, bitcast=True)
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +19,6 @@ from lra import launcher
 from lra.checkpoints import Checkpoints
 from lra.data import DeviceSplit
 from lra.lens import trained
-from lra.model import Classifier
 from lra.module import CellModule
 from lra.record import FILENAME, SCHEMA, problem_with
 
@@ -396,20 +394,3 @@ def test_a_cell_of_the_original_protocol_trains_and_can_report_its_last_checkpoi
     model, _ = trained.load_model(best.parent, record)
     assert model.encoder.cls is not None
     assert model.encoder.cls.any(), "the learned token is trained"
-
-
-def test_what_an_attention_does_once_is_not_compiled(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch):
-    """Routing's first centroids: the training step that finds them runs eagerly, all others are compiled."""
-    ready = []
-
-    def compile_(function: Callable, **_: object) -> Callable:
-        def compiled(model: Classifier, *batch: torch.Tensor):
-            if model.training:
-                ready.append(all(m.ready for m in model.encoder.attentions()))
-            return function(model, *batch)
-
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", compile_)
-    assert tiny(tmp_path, f"data.root={data_root}", "attention=routing", "trainer.compile=true") == 0
-    assert ready == [True] * (only_record(tmp_path)["steps"] - 1)

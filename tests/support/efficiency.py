@@ -1,11 +1,22 @@
-"""Hand-made records of one measured call."""
+"""What is measured, small enough for a CPU, and hand-made records of one measured call."""
 
 from typing import Any
 
+import attention
+from attention import Attention
+from lra.efficiency.cases import Case
 from lra.efficiency.measure import KIND
 from lra.record import SCHEMA, Record
 
 H100 = "NVIDIA H100 80GB HBM3"
+
+
+def case(name: str = "lln", length: int = 64, masked: bool = False, tokens: int = 128) -> Case:
+    return Case(name, length, heads=2, head_dim=32, tokens=tokens, masked=masked)
+
+
+def build(name: str, length: int = 64) -> Attention:
+    return attention.build(name, num_heads=2, head_dim=32, max_length=length)
 
 
 def row_record(

@@ -229,12 +229,13 @@ def backward(
     out, norm, key, value, asking, bias, share, ties = state
     mask = mask_arguments(key_mask, q)
     config = fit(SUMMARIES[shape.summaries], q)
-    slots, chunk = split(length, config.rows, batch * heads)
+    tiles = triton.cdiv(spans, shape.summaries)
+    slots, chunk = split(length, config.rows, batch * heads * tiles)
     delta = torch.empty_like(norm)
     grad_key, grad_value = (
         torch.empty(batch * heads, slots, spans, block_dim(dim), dtype=norm.dtype, device=q.device) for _ in range(2)
     )
-    summaries_backward_kernel[(batch * heads * slots, triton.cdiv(spans, shape.summaries))](
+    summaries_backward_kernel[(batch * heads * slots, tiles)](
         q, *strides(q), out, *strides(out), grad, *strides(grad), *mask, key, value, bias, norm, delta,
         grad_key, grad_value, length, heads, spans, slots, chunk,
         BLOCK_N=config.rows, **{k: x for k, x in flags.items() if k != "BLOCK_S"}, **config.options,

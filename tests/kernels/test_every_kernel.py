@@ -24,6 +24,9 @@ SELECTIONS: dict[str, set[str]] = {}
 """Attention → the top-k or sort of PyTorch that it runs, because a measurement shows that ours is not faster. The
 measurement stands in the docstring of the kernels that it is left out of."""
 
+SCORES = dict(mra="its block scores", mra_s="its block scores", routing="its 16-bit keys")
+"""Attention → what it keeps that grows faster than the tokens, and is more than SDPA's memory in the longest calls."""
+
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # Each name's tests run in one process, which compiles its kernels once.
 each_name = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in NAMES])
@@ -67,12 +70,14 @@ def test_the_table_gives_options_that_exist():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run, which takes the interpreter")
-@pytest.mark.parametrize("length", [1000, 1024, 4096, 16_384])
+@pytest.mark.parametrize("length", [1000, 1024, 4096, 16_384, 65_536])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_call_allocates_no_more_than_sdpa_held_on_an_h100(name: str, length: int, monkeypatch: pytest.MonkeyPatch):
     """That is out, dq, dk, dv, dq in float32, and two numbers a query."""
     from triton.runtime.interpreter import InterpretedFunction
 
+    if length > 16_384 and name in SCORES:
+        pytest.skip(f"{name} keeps {SCORES[name]}, which the tables report")
     monkeypatch.setattr(InterpretedFunction, "run", lambda *_, **__: None)  # what a host allocates, without its kernels
     each, cpu = case(name, length, masked=False), torch.device("cpu")
     q, k, v, cotangent = (torch.empty(each.batch, 2, length, 32, dtype=torch.bfloat16) for _ in range(4))

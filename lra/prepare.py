@@ -54,7 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(cli.explain(error), file=sys.stderr)
         return 2
-    outcomes = [prepare(name, config, console.is_terminal) for name, config in configs.items()]
+    outcomes = []
+    for number, (name, config) in enumerate(configs.items(), 1):
+        if not console.is_terminal:  # where bars show nothing, a line says what takes its time
+            console.print(f"preparing {name}, {number} of {len(configs)} …")
+        outcomes.append(prepare(name, config, console.is_terminal))
     show(outcomes, console)
     return int(any(outcome.data is None for outcome in outcomes))
 

@@ -17,6 +17,7 @@ def test_prepared_data_is_listed_with_counts_and_digest(tmp_path, capsys):
 def test_missing_data_is_named_and_the_rest_is_prepared(tmp_path, capsys):
     assert prepare.main(["task=retrieval,listops", *FEW, f"data.root={tmp_path}", "++task.source=auto"]) == 1
     out = capsys.readouterr().out
+    assert out.index("preparing retrieval, 1 of 2") < out.index("preparing listops, 2 of 2"), "a log shows progress"
     assert "retrieval: the AAN pairs cannot be downloaded" in out
     assert "generate" in out
 

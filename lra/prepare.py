@@ -82,7 +82,7 @@ def prepare(name: str, config: configuration.Config, progress: bool) -> Outcome:
 
 
 def show(outcomes: Sequence[Outcome], console: Console) -> None:
-    """A table of what is there, digests cut to 16 digits, and below it a line for what is not."""
+    """A table of what is there, digests cut to 12 digits, and below it a line for what is not."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("task", "source", "train", "validation", "test", "digest"):
         counted = column in tasks.SPLITS
@@ -92,7 +92,7 @@ def show(outcomes: Sequence[Outcome], console: Console) -> None:
             table.add_row(outcome.task, Text("missing", style="bold red"))
             continue
         counts = [f"{outcome.data.counts[split]:,}" for split in tasks.SPLITS]
-        table.add_row(outcome.task, outcome.data.source, *counts, outcome.data.digest[:16])
+        table.add_row(outcome.task, outcome.data.source, *counts, outcome.data.digest[:12])
     console.print(table)
     for outcome in outcomes:
         if outcome.data is None:

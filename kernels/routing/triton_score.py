@@ -46,7 +46,7 @@ def rows_of_side(side, b, h, q_ptr, q_b, q_h, q_n, k_ptr, k_b, k_h, k_n):
 
 
 @triton.jit
-def halves(x):
+def high_and_low(x):
     """x as the sum of two float16, exact to 2⁻²² where |x| is about one."""
     high = x.to(tl.float16)
     return high, (x - high.to(tl.float32)).to(tl.float16)
@@ -54,9 +54,9 @@ def halves(x):
 
 @triton.jit
 def score_product(a, b, b_high, b_low, COMPUTE: tl.constexpr, SPLIT: tl.constexpr):
-    """a @ bᵀ as exact as in float32; SPLIT: on the tensor cores, as three products of halves."""
+    """a @ bᵀ as exact as in float32; SPLIT: on the tensor cores, as three products of float16."""
     if SPLIT:
-        a_high, a_low = halves(a)
+        a_high, a_low = high_and_low(a)
         b_high, b_low = tl.trans(b_high), tl.trans(b_low)
         return tl.dot(a_high, b_high, tl.dot(a_low, b_high, tl.dot(a_high, b_low)))
     else:
@@ -68,14 +68,14 @@ def directions(
     centroid_ptr, first, K: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """μ / |μ| of one block of clusters, with its halves, and |μ|; zero for a zero centroid."""
+    """μ / |μ| of one block of clusters, with its two float16, and |μ|; zero for a zero centroid."""
     cluster, offset_d = first + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
     known = (cluster < K)[:, None] & (offset_d < HEAD_DIM)[None, :]
     rows = centroid_ptr + cluster[:, None] * HEAD_DIM + offset_d[None, :]
     centroid = tl.load(rows, mask=known, other=0.0).to(COMPUTE)
     norm = tl.sqrt(tl.sum(centroid * centroid, axis=1))
     direction = centroid * tl.where(norm > 0, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0)[:, None]
-    high, low = halves(direction)
+    high, low = high_and_low(direction)
     return direction, high, low, norm
 
 
@@ -170,7 +170,7 @@ def score_kernel(
         tokens += tl.where(real, 1.0, 0.0).to(COMPUTE)
         chosen = best[None, :] == offset_k[:, None]
         if SPLIT:
-            x_high, x_low = halves(x_hat)
+            x_high, x_low = high_and_low(x_hat)
             one_hot = chosen.to(tl.float16)
             total = tl.dot(one_hot, x_high, tl.dot(one_hot, x_low, total))
             counts = tl.dot(one_hot, tl.full((BLOCK_N, 16), 1.0, tl.float16), counts)  # the same in all columns

@@ -39,6 +39,8 @@ def choose_impl(impl: str, q: Tensor, available: tuple[str, ...], method: str, r
 def _refusal(q: Tensor) -> str | None:
     from kernels.common.launch import INTERPRETED, MAX_HEAD_DIM, NATIVE_DTYPES
 
+    if q.shape[0] == 0:
+        return "takes at least one sequence, got none"
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"takes head_dim <= {MAX_HEAD_DIM}, got {q.shape[-1]}"
     if q.device.type != "cuda" and not INTERPRETED:

@@ -103,7 +103,7 @@ def commitment(x: Tensor, centroids: Tensor, assignment: Tensor, key_mask: Tenso
     heads = torch.arange(x.shape[1], device=x.device)[:, None]
     error = (x - centroids[heads, assignment]).square().mean((1, 3))  # (B, N)
     if key_mask is None:
-        return error.mean()
+        return error.sum() / max(1, error.numel())
     return (error * key_mask).sum() / key_mask.sum().clamp_min(1)
 
 

@@ -2,13 +2,16 @@
 
 import copy
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
 from profiler import heavy_operators, operators, peak_bytes
+from torch._subclasses import FakeTensorMode
 
 import attention
 from attention import Attention
+from kernels.common.dispatch import choose_impl
 from lra.efficiency import timing
 from lra.efficiency.baseline import BACKENDS
 from lra.efficiency.calls import Inputs, draw, inference, training
@@ -87,6 +90,25 @@ def test_a_call_allocates_no_more_than_sdpa_held_on_an_h100(name: str, length: i
         module.set_extra_state(torch.tensor(True))  # Routing's first centroids, of its first call alone
     call = training(module, inputs)
     assert peak_bytes(call) <= 6 * q.nbytes + 2 * 4 * q[..., 0].numel()
+
+
+def test_an_empty_batch_is_left_to_the_reference():
+    sizes = dict(num_heads=2, head_dim=8, max_length=8)
+    empty = torch.zeros(0, 2, 5, 8, requires_grad=True)
+    for name, key_mask in product(NAMES, (None, torch.zeros(0, 5, dtype=torch.bool))):
+        module = attention.build(name, **sizes)
+        out = module(empty, empty, empty, key_mask)
+        (out.sum() + module.auxiliary_loss()).backward()
+        assert out.shape == empty.shape
+        assert module.auxiliary_loss() == 0
+        assert all(x.isfinite().all() for x in module.state_dict().values())
+        with pytest.raises(
+            ValueError, match=r"^attention\.impl=triton of \w+ takes at least one sequence, got none; .+$"
+        ):
+            attention.build(name, impl="triton", **sizes)(empty, empty, empty, key_mask)
+    with FakeTensorMode():
+        on_card = torch.empty(0, 2, 5, 8, device="cuda")
+    assert choose_impl("auto", on_card, ("reference", "triton"), "lln") == "reference"
 
 
 @pytest.mark.gpu

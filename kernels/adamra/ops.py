@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kernels.adamra import triton
 from kernels.common.launch import block_dim, state_dtype, unit_last_stride
-from kernels.common.ops import register_op
+from kernels.common.ops import refuse_create_graph, register_op
 
 
 def _forward(
@@ -58,6 +58,7 @@ class _AdaMRA(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        refuse_create_graph()
         grad, grad_balance = grads
         grads = backward(unit_last_stride(grad), grad_balance, *ctx.saved_tensors, *ctx.options)
         router = grads[3] if len(grads) > 3 else None

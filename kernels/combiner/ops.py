@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernels.combiner import triton, triton_axial, triton_backward, triton_logsparse
 from kernels.common.launch import unit_last_stride
-from kernels.common.ops import register_op
+from kernels.common.ops import refuse_create_graph, register_op
 
 PATTERNS: dict[str, tuple[Callable, Callable, Callable]] = {
     "fixed": (triton.allocate, triton.forward, triton_backward.backward),
@@ -63,6 +63,7 @@ class _Combiner(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        refuse_create_graph()
         q, k, v, key_mask, *state = ctx.saved_tensors
         grads = backward(unit_last_stride(grads[0]), q, k, v, key_mask, state, *ctx.options)
         return *grads, None, None, None, None, None

@@ -31,3 +31,12 @@ def register_op(name: str, schema: str, run: Callable, fake: Callable) -> Callab
     torch.library.impl(qualified, ("cpu", "cuda"), run)
     torch.library.register_fake(qualified, fake)
     return getattr(torch.ops.lra, name).default
+
+
+def refuse_create_graph() -> None:
+    """RuntimeError where the gradient of a backward pass of launches is asked for: it would come out as zero."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "the kernels of attention.impl=triton have no second derivative: create_graph=True needs "
+            "attention.impl=reference"
+        )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.common.ops import register_op
+from kernels.common.ops import refuse_create_graph, register_op
 from kernels.embedding import triton
 
 
@@ -29,6 +29,7 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        refuse_create_graph()
         (tokens,) = ctx.saved_tensors
         gradient = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
         return None, table_gradient(gradient, tokens.reshape(-1), ctx.rows)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels.common.launch import block_dim, state_dtype, unit_last_stride
-from kernels.common.ops import register_op
+from kernels.common.ops import refuse_create_graph, register_op
 from kernels.lln import triton, triton_moments
 
 
@@ -78,6 +78,7 @@ class _LLN(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        refuse_create_graph()
         *tensors, mix_lln, mix_diag = ctx.saved_tensors
         grads = backward(unit_last_stride(grads[0]), *tensors, *ctx.options, mix_lln, mix_diag)
         mixes = (None, None) if mix_lln is None else tuple(grads[3:])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels.common.launch import block_dim, state_dtype, unit_last_stride
-from kernels.common.ops import register_op
+from kernels.common.ops import refuse_create_graph, register_op
 from kernels.mra import triton, triton_backward, triton_lists
 from kernels.mra.triton_lists import weights_like
 from kernels.mra.triton_pool import operand_dtype, padded
@@ -75,6 +75,7 @@ class _MRA(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        refuse_create_graph()
         return *backward(unit_last_stride(grads[0]), *ctx.saved_tensors, *ctx.options), *([None] * 6)
 
 

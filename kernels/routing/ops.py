@@ -5,7 +5,7 @@ import triton as compiler
 from torch import Tensor
 
 from kernels.common.launch import state_dtype, unit_last_stride
-from kernels.common.ops import register_op
+from kernels.common.ops import refuse_create_graph, register_op
 from kernels.routing import triton, triton_backward, triton_local, triton_score, triton_select
 
 
@@ -115,6 +115,7 @@ class _Routing(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        refuse_create_graph()
         grad, grad_loss = grads[:2]
         grads = backward(unit_last_stride(grad), grad_loss, *ctx.saved_tensors, *ctx.options)
         return *grads, None, None, None, None, None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.common.launch import unit_last_stride
-from kernels.common.ops import register_op
+from kernels.common.ops import refuse_create_graph, register_op
 from kernels.softmax import triton
 
 
@@ -112,6 +112,7 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        refuse_create_graph()
         return *backward(unit_last_stride(grads[0]), *ctx.saved_tensors), None
 
 

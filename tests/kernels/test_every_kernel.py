@@ -46,6 +46,15 @@ def build(each: Case, device: torch.device = CUDA, impl: str = "triton") -> Atte
     return attention.build(each.attention, impl=impl, **sizes, **each.options).to(device)
 
 
+@pytest.fixture
+def kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU only what the host does is left of a call."""
+    if not torch.cuda.is_available():
+        from triton.runtime.interpreter import InterpretedFunction
+
+        monkeypatch.setattr(InterpretedFunction, "run", lambda *_, **__: None)
+
+
 @cache
 def peak_of_sdpa(length: int, masked: bool) -> float:
     """MiB of one call of SDPA's fastest backend on the same shape."""
@@ -75,13 +84,10 @@ def test_the_table_gives_options_that_exist():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run, which takes the interpreter")
 @pytest.mark.parametrize("length", [1000, 1024, 4096, 16_384, 65_536])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_call_allocates_no_more_than_sdpa_held_on_an_h100(name: str, length: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_call_allocates_no_more_than_sdpa_held_on_an_h100(name: str, length: int, kernels_do_not_run: None):
     """That is out, dq, dk, dv, dq in float32, and two numbers a query."""
-    from triton.runtime.interpreter import InterpretedFunction
-
     if length > 16_384 and name in SCORES:
         pytest.skip(f"{name} keeps {SCORES[name]}, which the tables report")
-    monkeypatch.setattr(InterpretedFunction, "run", lambda *_, **__: None)  # what a host allocates, without its kernels
     each, cpu = case(name, length, masked=False), torch.device("cpu")
     q, k, v, cotangent = (torch.empty(each.batch, 2, length, 32, dtype=torch.bfloat16) for _ in range(4))
     inputs = Inputs(*(x.requires_grad_() for x in (q, k, v)), None, cotangent)
@@ -109,6 +115,16 @@ def test_an_empty_batch_is_left_to_the_reference():
     with FakeTensorMode():
         on_card = torch.empty(0, 2, 5, 8, device="cuda")
     assert choose_impl("auto", on_card, ("reference", "triton"), "lln") == "reference"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_of_a_gradient_is_refused_in_one_line(name: str, kernels_do_not_run: None):
+    """Autograd would take it for zero."""
+    module, leaf = attention.build(name, num_heads=2, head_dim=8, max_length=8, impl="triton").eval(), torch.ones(1)
+    x = leaf.requires_grad_().expand(1, 2, 5, 8)
+    out = module(x, x, x)
+    with pytest.raises(RuntimeError, match=r"^the kernels of attention\.impl=triton .+ attention\.impl=reference$"):
+        torch.autograd.grad(out.sum(), leaf, create_graph=True)
 
 
 @pytest.mark.gpu

@@ -45,6 +45,8 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(inner, dim, bias=bias)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        if x.dim() != 3 or x.shape[-1] != self.qkv.in_features:
+            raise ValueError(f"x must be (B, N, dim) with dim={self.qkv.in_features}, got {tuple(x.shape)}")
         qkv = self.qkv(x).unflatten(-1, (3, self.core.num_heads, self.core.head_dim))  # (B, N, 3, H, D)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D), a view
         return self.out(self.core(q, k, v, key_mask).transpose(1, 2).flatten(2))
@@ -78,8 +80,10 @@ def layer(
 
     ValueError, in one line, for a size or an option that is not possible.
     """
+    if not _positive(dim):
+        raise ValueError(f"dim={dim!r} must be a positive integer")
     if head_dim is None:
-        if not _divides(num_heads, dim):
+        if not _positive(num_heads) or dim % num_heads:
             raise ValueError(f"attention.num_heads={num_heads!r} does not divide dim={dim!r}; give head_dim")
         head_dim = dim // num_heads
     sizes = dict(num_heads=num_heads, head_dim=head_dim, max_length=max_length)
@@ -87,5 +91,5 @@ def layer(
     return SelfAttention(dim, core, bias)
 
 
-def _divides(num_heads: int, dim: int) -> bool:
-    return isinstance(num_heads, int) and isinstance(dim, int) and num_heads > 0 and dim > 0 and dim % num_heads == 0
+def _positive(size: int) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and size > 0

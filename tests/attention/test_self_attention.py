@@ -1,6 +1,7 @@
 """The drop-in layer: an attention between its projections, in an encoder that is nothing but PyTorch."""
 
 import copy
+import pickle
 import re
 import subprocess
 import sys
@@ -121,11 +122,38 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line():
         attention.layer("lln", 16, 3, max_length=64)
     with pytest.raises(ValueError, match=r"^attention\.num_heads=0 "):
         attention.layer("lln", 16, 0, max_length=64)
+    for dim in (0, -16, 16.0, "16"):
+        with pytest.raises(ValueError, match=rf"^dim={dim!r} must be a positive integer$"):
+            attention.layer("lln", dim, 2, head_dim=8, max_length=64)
     with pytest.raises(ValueError, match=r"^attention\.blocks is not an option of mra"):
         make("mra", blocks=3)
     wide = attention.layer("lln", 16, 3, head_dim=8, max_length=64, bias=False)
     assert wide(tokens()).shape == (2, LENGTH, 16)
     assert {key for key, _ in wide.named_parameters()} == {"qkv.weight", "out.weight"}
+
+
+def test_tokens_of_another_shape_are_refused_in_one_line():
+    layer = make("lln")
+    for x in (tokens()[0], tokens()[None], tokens()[..., :8]):
+        with pytest.raises(ValueError, match=rf"^x must be \(B, N, dim\) with dim={DIM}, got \(.+\)$"):
+            layer(x)
+
+
+def test_the_implementation_is_the_one_asked_for():
+    assert make("lln", impl="reference").core.impl == "reference"
+    with pytest.raises(ValueError, match=r"^attention\.impl=triton is not available for LinearAttention; "):
+        make("linear", impl="triton")
+
+
+@pytest.mark.parametrize("name", ["adamra", "routing"])
+def test_a_layer_in_the_middle_of_training_can_be_copied_and_pickled(name: str):
+    """Its auxiliary loss holds a graph, which can be neither."""
+    layer, x = make(name), tokens()
+    layer(x)
+    assert layer.auxiliary_loss().requires_grad
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert twin.auxiliary_loss() == 0
+        assert torch.equal(twin(x), copy.deepcopy(layer)(x))
 
 
 def test_the_example_of_the_readme_runs_without_the_harness(tmp_path: Path):

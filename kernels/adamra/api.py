@@ -63,10 +63,13 @@ def adamra(
     """
     check_choice(FEATURE_MAPS, feature_map=feature_map)
     check_choice(GATES, gate=gate)
+    if feature_map == "exponential" and scales is None:
+        raise ValueError("attention.feature_map=exponential needs scales: α and β of every resolution, see `measure`")
     refusal = kernels_refuse(rates, feature_map, gate, all(w is None for w in (*key_weights, *value_weights)))
-    if choose_impl(impl, q, IMPLEMENTATIONS, "adamra", refusal) == "triton" and scales is not None:
+    if choose_impl(impl, q, IMPLEMENTATIONS, "adamra", refusal) == "triton":
         from kernels.adamra import ops  # Triton is needed only here
 
+        assert scales is not None  # the kernels have the exponential map alone
         return ops.adamra(q, k, v, key_mask, router, scales, list(rates), gate, balance_weight)
     real = real_tokens(q, key_mask)
     out, balance = reference.adamra(

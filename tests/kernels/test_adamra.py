@@ -68,6 +68,13 @@ def test_output_loss_choice_and_gradients_are_those_of_the_definition(length, ki
     assert_same_gradients(*losses, leaves)
 
 
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_the_exponential_map_without_scales_is_refused_in_one_line(impl):
+    q, k, v = qkv(1, HEADS, 5, DIM)
+    with pytest.raises(ValueError, match=r"^attention\.feature_map=exponential needs scales: .+$"):
+        adamra(q, k, v, router=None, rates=(2,), key_weights=[None], value_weights=[None], gate="fixed", impl=impl)
+
+
 def test_equal_logits_choose_the_first_resolution():
     q, _, _ = qkv(1, HEADS, 5, DIM)
     assert shares(q, None, torch.zeros(HEADS, 3, DIM).double()).tolist() == [[1, 0, 0]] * HEADS

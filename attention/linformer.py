@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from attention.base import Attention
 from attention.registry import register
-from kernels.common.inputs import check_positive
+from kernels.common.inputs import check_flag, check_positive
 from kernels.common.layout import compute_dtype, heads_last
 
 
@@ -33,6 +33,7 @@ class LinformerAttention(Attention):
     ):
         super().__init__(num_heads, head_dim, max_length, causal, impl)
         check_positive(projected_length=projected_length)
+        check_flag(per_head=per_head)
         if causal:
             raise ValueError("attention.causal=True is impossible for linformer: its projection mixes all positions")
         self.projection = nn.Parameter(0.02 * torch.randn(num_heads if per_head else 1, projected_length, max_length))

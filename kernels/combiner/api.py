@@ -4,7 +4,7 @@ from torch import Tensor
 
 from kernels.combiner import reference
 from kernels.common.dispatch import choose_impl
-from kernels.common.inputs import check_positive
+from kernels.common.inputs import check_flag, check_positive
 from kernels.common.layout import heads_last
 
 IMPLEMENTATIONS = ("reference", "triton")
@@ -35,8 +35,7 @@ def check_options(*, pattern: str, segment_length: int, include_own_span: bool, 
     if pattern not in PATTERNS:
         raise ValueError(f"attention.pattern={pattern} is unknown to Combiner; use one of {', '.join(PATTERNS)}")
     check_positive(segment_length=segment_length)
-    if not isinstance(include_own_span, bool):
-        raise ValueError(f"attention.include_own_span={include_own_span!r} must be true or false")
+    check_flag(include_own_span=include_own_span)
     if include_own_span and pattern not in REPEATABLE:
         raise ValueError(
             f"attention.include_own_span=True is not defined for pattern={pattern}, where no region is a query's own; "

@@ -13,6 +13,13 @@ def check_positive(**values: int) -> None:
             raise ValueError(f"attention.{name}={value!r} must be a positive integer")
 
 
+def check_flag(**values: bool) -> None:
+    """Raise ValueError for a value that is neither True nor False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"attention.{name}={value!r} must be true or false")
+
+
 def check_choice(allowed: Collection[str], **values: object) -> None:
     """Raise ValueError for a value that is not one of `allowed`."""
     for name, value in values.items():

@@ -202,6 +202,11 @@ def test_options_must_be_positive_integers(name: str, key: str, value: object):
         build(name, **{key: value})
 
 
+def test_one_projection_a_head_or_for_all_is_true_or_false():
+    with pytest.raises(ValueError, match=r"^attention\.per_head='no' must be true or false$"):
+        build("linformer", per_head="no")
+
+
 def test_the_defaults_are_the_sizes_of_the_mra_repository():
     assert attention.options("performer")["num_features"] == 256
     assert attention.options("linformer")["projected_length"] == 256

@@ -167,6 +167,18 @@ def test_a_saved_module_goes_on_as_if_never_stopped(tmp_path):
     assert same(state(routing), state(resumed))
 
 
+@pytest.mark.parametrize("init", ["lloyd", "paper"])
+def test_a_module_saved_before_its_first_batch_still_begins_with_it(init):
+    fresh, loaded = module(init=init), module(init=init)
+    loaded(*inputs.qkv(2, 2, 33, 8))
+    loaded.load_state_dict(fresh.state_dict())
+    assert loaded.ready == fresh.ready == (init == "paper")
+    for routing in (fresh, loaded):
+        torch.manual_seed(3)
+        routing(*inputs.qkv(2, 2, 33, 8, seed=1))
+    assert same(state(loaded), state(fresh))
+
+
 def test_the_auxiliary_loss_is_the_weighted_commitment_of_the_last_call():
     routing = module(init="paper", commitment_weight=0.25)
     q, k, v = inputs.qkv(2, 2, 20, 8, requires_grad=True)

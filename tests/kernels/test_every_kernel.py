@@ -8,6 +8,7 @@ import pytest
 import torch
 from profiler import heavy_operators, operators, peak_bytes
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import attention
 from attention import Attention
@@ -125,6 +126,32 @@ def test_a_gradient_of_a_gradient_is_refused_in_one_line(name: str, kernels_do_n
     out = module(x, x, x)
     with pytest.raises(RuntimeError, match=r"^the kernels of attention\.impl=triton .+ attention\.impl=reference$"):
         torch.autograd.grad(out.sum(), leaf, create_graph=True)
+
+
+class Rows(TorchDispatchMode):
+    """Inside, every launch is an assertion that its (B, H, N, D) have contiguous rows; `launches` names them."""
+
+    def __init__(self):
+        super().__init__()
+        self.launches: list[str] = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        if operator.namespace == "lra":
+            self.launches.append(str(operator))
+            strides = [x.stride(-1) for x in arguments if isinstance(x, torch.Tensor) and x.dim() == 4]
+            assert set(strides) <= {1}, f"{operator}: last strides {strides}"
+        return operator(*arguments, **(options or {}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a backward pass on a card is a thread of its own")
+@pytest.mark.parametrize("name", NAMES)
+def test_any_strides_reach_the_kernels_as_rows(name: str, kernels_do_not_run: None):
+    """Columns as rows, one row for all tokens, and the gradient of a sum, which is one number everywhere."""
+    module = attention.build(name, num_heads=2, head_dim=8, max_length=8, impl="triton").eval()
+    leaf = torch.ones(1, 2, 8, 5, requires_grad=True)
+    with Rows() as rows:
+        module(leaf.mT, leaf.mT, leaf[..., :1].mT.expand(-1, -1, 5, -1)).sum().backward()
+    assert {"forward", "backward"} <= {launch.rpartition("_")[2].removesuffix(".default") for launch in rows.launches}
 
 
 @pytest.mark.gpu

@@ -14,10 +14,10 @@ from kernels.routing.centroids import (
     cluster_scores,
     layer_norm,
     lloyd_centroids,
-    real_rows,
     sample_centroids,
     smoothed_counts,
     statistics,
+    zero_padding,
 )
 
 LLOYD_STEPS = 10
@@ -134,7 +134,7 @@ class RoutingAttention(Attention):
         heads, num_clusters, _ = self.centroids.shape
         tokens = torch.cat([q[:, :heads], k[:, :heads]]).to(compute_dtype(q.dtype))
         mask = None if key_mask is None else key_mask.repeat(2, 1)
-        tokens = layer_norm(real_rows(tokens, mask))  # (2B, H_r, N, D)
+        tokens = layer_norm(zero_padding(tokens, mask))  # (2B, H_r, N, D)
         centroids = _from_first_rank(sample_centroids(tokens, self.centroids.to(tokens), mask))
         counts = tokens.new_zeros(heads, num_clusters)
         for _ in range(LLOYD_STEPS):

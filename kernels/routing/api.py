@@ -11,7 +11,7 @@ from kernels.common.dispatch import choose_impl, resolve_impl
 from kernels.common.inputs import check_positive
 from kernels.common.layout import compute_dtype, heads_last
 from kernels.routing import reference
-from kernels.routing.centroids import cluster_scores, layer_norm, move, real_rows
+from kernels.routing.centroids import cluster_scores, layer_norm, move, zero_padding
 
 IMPLEMENTATIONS = ("reference", "triton")
 
@@ -99,7 +99,7 @@ def preference(q: Tensor, k: Tensor, centroids: Tensor, key_mask: Tensor | None 
 
 def _scores(x: Tensor, centroids: Tensor, key_mask: Tensor | None) -> Tensor:
     """s_ci of queries or keys, which may have more heads than the routing ones: (B, H_r, K, N)."""
-    x = real_rows(x[:, : centroids.shape[0]].to(compute_dtype(x.dtype)), key_mask)
+    x = zero_padding(x[:, : centroids.shape[0]].to(compute_dtype(x.dtype)), key_mask)
     return cluster_scores(layer_norm(x), centroids.to(x.dtype))
 
 

@@ -16,7 +16,7 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
 
 
-def real_rows(x: Tensor, key_mask: Tensor | None) -> Tensor:
+def zero_padding(x: Tensor, key_mask: Tensor | None) -> Tensor:
     """x (B, H, N, D) with zeros in padded rows, which then neither give nor get anything."""
     return x if key_mask is None else x.masked_fill(~key_mask[:, None, :, None], 0.0)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.common.layout import compute_dtype
-from kernels.routing.centroids import cluster_scores, layer_norm, real_rows, statistics
+from kernels.routing.centroids import cluster_scores, layer_norm, statistics, zero_padding
 
 
 def membership(scores: Tensor, window: int, key_mask: Tensor | None = None) -> Tensor:
@@ -123,7 +123,7 @@ def routing_attention(
     Returns out (B, H, N, D) and, of the routing heads, the commitment loss, counts (H_r, K) and sums (H_r, K, D).
     """
     dtype = compute_dtype(q.dtype)
-    q, k, v = (real_rows(x.to(dtype), key_mask) for x in (q, k, v))
+    q, k, v = (zero_padding(x.to(dtype), key_mask) for x in (q, k, v))
     centroids = centroids.to(dtype)
     heads, num_clusters = centroids.shape[:2]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import attention
 from kernels.routing import reference, routing_attention, select
-from kernels.routing.centroids import cluster_scores, layer_norm, real_rows
+from kernels.routing.centroids import cluster_scores, layer_norm, zero_padding
 
 NATIVE = torch.cuda.is_available()
 WIDEST = torch.float32 if NATIVE else torch.float64  # the GPU's kernels have no float64
@@ -101,7 +101,7 @@ def test_members_are_those_of_the_reference(kind):
     mu = centroids(3, 8, HEADS)
     mine = selection(inputs, mask, mu, window)
     for x, index in zip(inputs, mine, strict=False):
-        scores = cluster_scores(layer_norm(real_rows(x, mask)), mu)
+        scores = cluster_scores(layer_norm(zero_padding(x, mask)), mu)
         assert torch.equal(index, reference.membership(scores, window, mask))
 
 
@@ -111,7 +111,7 @@ def test_members_of_a_row_of_several_tiles_are_those_of_the_reference(window, wa
     shorten_tiles(monkeypatch, warp_keys)
     inputs, mask, mu = [x.float() for x in qkv(1, 1, 45, 8)], padding(1, 45, kind="scattered"), centroids(1, 8)
     for x, index in zip(inputs, selection(inputs, mask, mu, window), strict=False):
-        scores = cluster_scores(layer_norm(real_rows(x, mask)), mu.float())
+        scores = cluster_scores(layer_norm(zero_padding(x, mask)), mu.float())
         assert torch.equal(index, reference.membership(scores, window, mask))
 
 

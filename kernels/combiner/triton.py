@@ -25,9 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, state_dtype, strides
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
+from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
 
-LOG2E = tl.constexpr(1.4426950408889634)
 MAX_BLOCK_G = 128
 """Summaries of a tile; a longer sequence takes several."""
 

@@ -27,9 +27,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.combiner.triton import LOG2E, Shape, absorb, fit, pool
+from kernels.combiner.triton import Shape, absorb, fit, pool
 from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, state_dtype, strides
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
+from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
 
 # By rows of a tile: a row of the grid, padded; rows of a column that a tile takes.
 ROWS = {16: Config(16, 1, 1), 32: Config(32, 2, 1), 64: Config(64, 4, 1), 128: Config(128, 8, 1)}

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.combiner.triton import LOG2E, Shape, constants, fit, load_summaries, visible
+from kernels.combiner.triton import Shape, constants, fit, load_summaries, visible
 from kernels.common.launch import Config, block_dim, mask_arguments, split, strides
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows
+from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
 
 # By summaries of a tile, then by rows of a tile: the span, padded. Rows are those of a tile of queries.
 SUMMARIES = {16: Config(32, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 3), 128: Config(64, 4, 3)}

@@ -21,7 +21,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.combiner.triton import LOG2E
 from kernels.combiner.triton_tree import (
     Tree,
     asking_gradients_kernel,
@@ -36,7 +35,7 @@ from kernels.combiner.triton_tree import (
     upper_shares,
 )
 from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows, store_rows, widened
+from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows, widened
 
 TILE = 64
 """Tokens of a tile of bfloat16; others take half as many, since they multiply as float32."""

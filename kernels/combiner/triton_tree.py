@@ -15,8 +15,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from kernels.combiner.triton import LOG2E, held_maximum
-from kernels.common.tiles import NEVER, load_rows, place, product, real_rows
+from kernels.combiner.triton import held_maximum
+from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows
 
 SLOTS = tl.constexpr(32)
 """Tiles that a program of a merge reads at once."""

@@ -7,17 +7,13 @@ from attention.base import Attention
 from attention.registry import register
 from kernels.common.inputs import check_positive
 from kernels.common.layout import compute_dtype, heads_last
+from kernels.common.masks import masked_softmax
 
 
 def segment_means(x: Tensor, segments: Tensor) -> Tensor:
     """Mean of the rows of x (B, H, N, D) in each segment; segments (B, M, N) bool, empty ones give zero rows."""
     count = segments.sum(-1, keepdim=True).clamp(min=1)
     return (segments.to(x.dtype) / count)[:, None] @ x
-
-
-def masked_softmax(logits: Tensor, visible: Tensor) -> Tensor:
-    """Softmax over the last dimension where `visible`; uniform, not NaN, where nothing is."""
-    return logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1)
 
 
 def iterative_pinv(matrix: Tensor, iterations: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kernels.common.layout import compute_dtype
+from kernels.common.masks import masked_softmax
 
 
 def combiner(
@@ -226,19 +227,13 @@ def maximum_before(x: Tensor) -> Tensor:
 
 
 def joint_softmax(groups: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-    """Probabilities of several groups of (logits, visibility) under one normaliser, eq. 9."""
+    """Probabilities of several groups of (logits, visibility) under one normaliser, eq. 9.
+
+    Only padded queries see nothing.
+    """
     logits = torch.cat([logits for logits, _ in groups], -1)
     seen = torch.cat([seen.expand(logits.shape[0], 1, *logits.shape[2:]) for logits, seen in groups], -1)
     return masked_softmax(logits, seen).split([logits.shape[-1] for logits, _ in groups], -1)
-
-
-def masked_softmax(logits: Tensor, seen: Tensor) -> Tensor:
-    """Softmax over the visible entries of the last axis, exactly zero elsewhere.
-
-    Where nothing is visible it is uniform, never NaN: only padded queries and regions that do not exist come to that,
-    and their results are dropped with zero gradients.
-    """
-    return logits.masked_fill(~seen, torch.finfo(logits.dtype).min).softmax(-1)
 
 
 def tokens_seen(size: int, causal: bool, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.common.layout import compute_dtype
+from kernels.common.masks import masked_softmax
 from kernels.routing.centroids import cluster_scores, layer_norm, statistics, zero_padding
 
 
@@ -49,7 +50,7 @@ def cluster_attention(q: Tensor, k: Tensor, v: Tensor, q_index: Tensor, k_index:
     visible = (k_index < length)[..., None, :].expand(*q_index.shape, -1)  # (B, H, K, w, w)
     if causal:
         visible = visible & (k_index[..., None, :] <= q_index[..., :, None])
-    slots = masked_softmax(rows @ keys.mT / sqrt(dim), visible) @ values  # (B, H, K, w, D)
+    slots = softmax_or_zero(rows @ keys.mT / sqrt(dim), visible) @ values  # (B, H, K, w, D)
 
     slot_of = q_index.flatten(2)  # (B, H, K·w)
     counted = visible.any(-1).flatten(2).to(q.dtype)
@@ -66,10 +67,9 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
     return padded.gather(2, flat).unflatten(2, index.shape[2:])
 
 
-def masked_softmax(logits: Tensor, visible: Tensor) -> Tensor:
+def softmax_or_zero(logits: Tensor, visible: Tensor) -> Tensor:
     """Softmax over the visible entries of the last dimension; a row that sees nothing is zero, as is its gradient."""
-    lowest = torch.finfo(logits.dtype).min  # finite: -inf would turn a row that sees nothing into NaN
-    return logits.masked_fill(~visible, lowest).softmax(dim=-1).masked_fill(~visible, 0.0)
+    return masked_softmax(logits, visible).masked_fill(~visible, 0.0)
 
 
 def local_attention(
@@ -94,7 +94,7 @@ def local_attention(
     if causal:
         offset = torch.arange(span, device=q.device) - block  # of a key, from the first query of the block
         visible = visible & (offset[None, :] <= torch.arange(block, device=q.device)[:, None])
-    weights = masked_softmax(rows @ bands(k).mT / sqrt(dim), visible)
+    weights = softmax_or_zero(rows @ bands(k).mT / sqrt(dim), visible)
     return (weights @ bands(v)).flatten(2, 3)[:, :, :length]
 
 

@@ -130,6 +130,15 @@ def test_a_call_without_any_real_token_is_zero_and_has_no_loss():
         assert not zero.any()
 
 
+def test_release_forgets_the_loss_of_the_last_call_and_its_graph():
+    module = build()
+    module(*qkv(2, HEADS, LENGTH, DIM))
+    assert module.auxiliary_loss().requires_grad
+    module.release()
+    assert module.auxiliary_loss() == 0
+    assert not module.auxiliary_loss().requires_grad
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

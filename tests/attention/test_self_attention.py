@@ -78,6 +78,30 @@ def test_an_encoder_trains_and_what_it_saved_answers_alike(name: str):
     assert torch.equal(*answers)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamra", "combiner", "lln_diag", "mra", "routing"])
+def test_an_encoder_compiles_whole_to_train_and_exports_to_answer(name: str):
+    encoder, x, mask, cotangent = Encoder(name), tokens(4), padding(4, LENGTH), torch.arange(4.0)
+    encoder(x, mask)  # Routing's first centroids
+    twin = copy.deepcopy(encoder)
+    compiled = torch.compile(twin, fullgraph=True, backend="eager")
+    for eager, other in ((encoder, compiled), (encoder.eval(), compiled.eval())):
+        expected, actual = eager(x, mask), other(x, mask)
+        torch.testing.assert_close(actual, expected)
+        parameters = (list(module.parameters()) for module in (encoder, twin))
+        gradients = (
+            torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
+            for out, leaves in zip((expected, actual), parameters, strict=True)
+        )
+        for mine, wanted in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, wanted)
+    for key, value in encoder.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[key], value)
+
+    exported = torch.export.export(encoder, (x, mask)).module()
+    torch.testing.assert_close(exported(tokens(4, seed=1), mask), encoder(tokens(4, seed=1), mask))
+
+
 @pytest.mark.parametrize("name", ["adamra", "routing", "lln", "softmax"])
 def test_the_state_is_what_the_docstring_says(name: str):
     own = {key for key in make(name).state_dict() if not key.startswith(("qkv.", "out."))}

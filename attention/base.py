@@ -18,9 +18,9 @@ class Attention(nn.Module):
     key_mask   (B, N) bool, True = real token; None = all real
     out        (B, H, N, D), dtype of q, laid out in memory as (B, N, H, D); rows of padded queries are zero
 
-    Padded keys never change a real token's output. A sequence without any real token gives zeros and zero
-    gradients. Every N with 1 <= N <= max_length works. A subclass implements `attend`, and sets
-    `_auxiliary` there if it has a loss of its own.
+    Padded keys never change a real token's output, whatever they hold, as long as products with it are finite. A
+    sequence without any real token gives zeros and zero gradients. Every N with 1 <= N <= max_length works. A subclass
+    implements `attend`, and sets `_auxiliary` there if it has a loss of its own.
     """
 
     implementations: tuple[str, ...] = ("reference",)

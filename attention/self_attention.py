@@ -35,6 +35,9 @@ class SelfAttention(nn.Module):
     With the default statistics="batch" of lln and adamra, scales are those of the call, over its real tokens: an
     output depends on batch mates, slightly, in training and evaluation. "running" keeps averages in training and uses
     them in evaluation; "frozen" uses those of the first training call.
+
+    Activation checkpointing needs use_reentrant=False, since the other form loses the gradient of the auxiliary loss.
+    It runs a call twice, so what training calls move is moved twice a step.
     """
 
     def __init__(self, dim: int, core: Attention, bias: bool = True):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from inputs import padding
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import attention
 from attention import SelfAttention
@@ -178,6 +179,22 @@ def test_a_layer_in_the_middle_of_training_can_be_copied_and_pickled(name: str):
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert twin.auxiliary_loss() == 0
         assert torch.equal(twin(x), copy.deepcopy(layer)(x))
+
+
+@pytest.mark.parametrize("name", ["adamra", "routing"])
+def test_activation_checkpointing_gives_the_same_gradients_and_moves_the_state_twice(name: str):
+    plain, x = make(name), tokens()
+    plain(x)  # Routing's first centroids
+    twin = copy.deepcopy(plain)
+    gradients = []
+    for layer, call in ((plain, plain), (twin, lambda x: checkpoint(twin, x, use_reentrant=False))):
+        loss = call(x).square().sum() + 100 * layer.auxiliary_loss()
+        gradients.append(torch.autograd.grad(loss, list(layer.parameters())))
+    for mine, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, wanted)
+    plain(x)
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[key], value)
 
 
 def test_the_example_of_the_readme_runs_without_the_harness(tmp_path: Path):

@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # The loss of the last call belongs to its graph: a copy or a pickle of the module starts without it.
-        return {**self.__dict__, "_auxiliary": None}
+        return {**super().__getstate__(), "_auxiliary": None}
 
     def diagnostics(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> dict[str, float]:
         """What only this method can tell about its treatment of q and k: numbers by name, averaged over heads.

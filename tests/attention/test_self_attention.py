@@ -181,6 +181,13 @@ def test_a_layer_in_the_middle_of_training_can_be_copied_and_pickled(name: str):
         assert torch.equal(twin(x), copy.deepcopy(layer)(x))
 
 
+def test_a_copy_of_an_attention_compiled_in_place_is_no_longer_tied_to_it():
+    layer = make("lln")
+    layer.core.compile(backend="eager")  # a bound method of `core`, which a copy must not call
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert twin.core._compiled_call_impl is None
+
+
 @pytest.mark.parametrize("name", ["adamra", "routing"])
 def test_activation_checkpointing_gives_the_same_gradients_and_moves_the_state_twice(name: str):
     plain, x = make(name), tokens()

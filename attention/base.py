@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kernels.common.dispatch import check_impl, resolve_impl
+from kernels.common.dispatch import MAX_HEAD_DIM, check_impl, resolve_impl
 from kernels.common.inputs import check_inputs, check_positive
 
 
@@ -80,7 +80,8 @@ class Attention(nn.Module):
 
     def implementation(self, device: torch.device, compiled: bool = False) -> str:
         """Which implementation runs on `device`, in a model that is `compiled` or is not."""
-        return resolve_impl(self.impl, device, self.implementations)
+        available = self.implementations if self.head_dim <= MAX_HEAD_DIM else ("reference",)
+        return resolve_impl(self.impl, device, available)
 
     def __getstate__(self) -> dict[str, Any]:
         # The loss of the last call belongs to its graph: a copy or a pickle of the module starts without it.

@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+MAX_HEAD_DIM = 128
+NATIVE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""What the kernels take, on a GPU."""
+
 
 def check_impl(impl: str, available: tuple[str, ...], method: str) -> None:
     """Raise ValueError, in one line, for an implementation that `method` does not have."""
@@ -37,7 +41,7 @@ def choose_impl(impl: str, q: Tensor, available: tuple[str, ...], method: str, r
 
 
 def _refusal(q: Tensor) -> str | None:
-    from kernels.common.launch import INTERPRETED, MAX_HEAD_DIM, NATIVE_DTYPES
+    from kernels.common.launch import INTERPRETED  # Triton is needed only here
 
     if q.shape[0] == 0:
         return "takes at least one sequence, got none"

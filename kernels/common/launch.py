@@ -14,8 +14,6 @@ PROGRAMS = 528
 MAX_SPLITS = 64
 """Slots of partial sums that one program of a reduction reads at once."""
 
-MAX_HEAD_DIM = 128
-NATIVE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
 """Kernels run on the CPU, for tests. Triton settles it when a kernel is defined, so it holds for the process."""
 

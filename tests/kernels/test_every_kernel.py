@@ -128,6 +128,12 @@ def test_a_gradient_of_a_gradient_is_refused_in_one_line(name: str, kernels_do_n
         torch.autograd.grad(out.sum(), leaf, create_graph=True)
 
 
+def test_a_module_tells_the_implementation_that_runs():
+    for name, (head_dim, expected) in product(NAMES, [(128, "triton"), (136, "reference")]):
+        module = attention.build(name, num_heads=2, head_dim=head_dim, max_length=8)
+        assert module.implementation(CUDA) == expected
+
+
 class Rows(TorchDispatchMode):
     """Inside, every launch is an assertion that its (B, H, N, D) have contiguous rows; `launches` names them."""
 

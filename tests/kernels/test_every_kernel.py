@@ -160,6 +160,16 @@ def test_any_strides_reach_the_kernels_as_rows(name: str, kernels_do_not_run: No
     assert {"forward", "backward"} <= {launch.rpartition("_")[2].removesuffix(".default") for launch in rows.launches}
 
 
+@torch.no_grad()
+def test_a_mask_of_any_strides_is_the_same_mask():
+    device = CUDA if torch.cuda.is_available() else torch.device("cpu")
+    x = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    columns = torch.tensor([[True, False], [True, True], [False, True], [True, True], [True, False]], device=device)
+    for name in ("lln", "mra"):  # the interpreter is slow, and all take the strides from one function
+        module = attention.build(name, num_heads=1, head_dim=8, max_length=8, impl="triton").to(device).eval()
+        assert torch.equal(module(x, x, x, columns.T), module(x, x, x, columns.T.contiguous())), name
+
+
 @pytest.mark.gpu
 @on_gpu
 @each_mask

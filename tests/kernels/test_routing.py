@@ -8,7 +8,7 @@ from tolerance import assert_exact
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from kernels.routing import routing_attention
-from kernels.routing.centroids import sample_centroids
+from kernels.routing.centroids import lloyd_centroids, sample_centroids
 from kernels.routing.reference import (
     cluster_attention,
     cluster_scores,
@@ -204,6 +204,14 @@ def test_a_sample_is_of_different_real_tokens_filled_up_with_what_was_there(kind
         assert len(set(rows)) == clusters
         assert set(rows[:count]) <= set(tokens)
         assert rows[count:] == [tuple(row) for row in before[h, count:].tolist()]
+
+
+def test_a_lloyd_step_goes_to_the_normalised_sum_and_leaves_an_empty_cluster_in_its_place():
+    before, counts = centroids(1, 2), torch.tensor([[3.0, 0.0]])
+    sums = torch.tensor([[[1.0, 2.0, 3.0, 6.0], [0.0, 0.0, 0.0, 0.0]]], dtype=torch.float64)
+    after = lloyd_centroids(counts, sums, before)
+    assert_exact(after[:, 0], oracle.normalised(sums[:, 0]))
+    assert torch.equal(after[:, 1], before[:, 1])
 
 
 @pytest.mark.parametrize(

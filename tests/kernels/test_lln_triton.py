@@ -181,6 +181,8 @@ def test_what_the_kernels_cannot_do_is_refused_in_one_line(device):
         lln(q, k, v, alpha=one, beta=one, impl="triton")
     with pytest.raises(ValueError, match=r"^attention\.impl=triton of lln has no causal form.*$"):
         lln(q, k, v, alpha=one, beta=one, causal=True, impl="triton")
+    with pytest.raises(ValueError, match=r"^attention\.impl=triton mixes by two numbers or by two tensors .+$"):
+        lln(*(x[..., :8] for x in (q, k, v)), alpha=one, beta=one, mix=(0.5, torch.ones(1, 1, 1, 8)), impl="triton")
 
 
 # --- compiled for an H100, in a process of its own: this one interprets

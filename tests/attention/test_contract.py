@@ -21,7 +21,7 @@ CONF = Path(__file__).parents[2] / "conf" / "attention"
 BATCH, HEADS = 3, 2
 LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 100)
 MASKS = (None, "suffix", "scattered", "one", "empty")
-DIMS = (8, 32, 64)
+DIMS = (8, 24, 128)
 # All pairs of (length, mask), (length, dim) and (mask, dim), not the full product.
 CASES = [(length, mask, DIMS[i % len(DIMS)]) for i, (length, mask) in enumerate(product(LENGTHS, MASKS))]
 PAIRS = sorted({(length, dim) for length, _, dim in CASES})

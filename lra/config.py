@@ -169,7 +169,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _require("", 0 <= self.seed < 2**31, "seed", self.seed, "it must be in [0, 2^31)")
-        _require("", self.rerun in (False, True, "failed"), "rerun", self.rerun, "it must be false, true or failed")
+        known = isinstance(self.rerun, bool) or self.rerun == "failed"  # 0 == False, yet would repeat every cell
+        _require("", known, "rerun", self.rerun, "it must be false, true or failed")
         parts, devices, batch = self.trainer.accumulate, self.trainer.devices, self.training.batch_size
         allowed = f"it must divide training.batch_size={batch}"
         _require("trainer.", batch % parts == 0, "accumulate", parts, allowed)
@@ -178,7 +179,7 @@ class Config:
     @property
     def afresh(self) -> bool:
         """Whether the cell starts again though it has finished; `rerun=failed` only repeats one that failed."""
-        return self.rerun is not False and self.rerun != "failed"
+        return self.rerun is True
 
     @property
     def task_options(self) -> dict[str, Any]:

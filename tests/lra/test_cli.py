@@ -49,6 +49,7 @@ ROOT = Path(launcher.RUN).parent
         ("+attention.num_heads=4", "attention.num_heads=4 is not possible; the model and the task set it"),
         ("attention.name=lln", "attention.name=lln is not possible; choose with attention=<name>"),
         ("rerun=maybe", "rerun=maybe is not possible; it must be false, true or failed"),
+        ("rerun=0", "rerun=0 is not possible; it must be false, true or failed"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: str, message: str, tmp_path, capfd):

@@ -10,7 +10,7 @@ import pandas as pd
 from lra import documents, report
 from lra.efficiency import table as efficiency
 from lra.errors import UserError
-from lra.leaderboard import ROW, distinct, leaderboard
+from lra.leaderboard import ROW
 from lra.record import read_records, write_text
 from lra.summary import summary
 
@@ -34,7 +34,7 @@ def beside(results_dir: Path, other_dir: Path) -> tuple[list[Path], list[str]]:
         raise UserError(f"--with {other_dir} is no folder; name the one that holds runs/ or efficiency/")
     name = other_dir.resolve().name
     folder = results_dir / f"with-{name}"
-    own, other = (leaderboard(distinct(read_records(path)[0])[0]) for path in (results_dir, other_dir))
+    own, other = (report.build(read_records(path)[0]).leaderboard for path in (results_dir, other_dir))
     cells, refused = joined(own, other, CELLS, name)
     mine, theirs = (efficiency.table(efficiency.read(path)[0]) for path in (results_dir, other_dir))
     calls, more = joined(mine, theirs, CALLS, name)

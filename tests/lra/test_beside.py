@@ -64,6 +64,18 @@ def test_what_does_not_compare_is_refused_in_one_line_each(theirs: dict[str, Any
     assert [row["attention"] for row in rows(paths[0])] == ["lln (h100)", "mine"]
 
 
+def test_cells_that_ran_for_their_speed_alone_have_no_accuracy_here_either(tmp_path: Path) -> None:
+    mine, other = folders(tmp_path)
+    store(mine, record("mine"), record("mine", budget="steps"))
+    store(other, record("softmax"), record("softmax", budget="steps"))
+    paths, refused = beside(mine, other)
+    assert [(row["attention"], row["budget"]) for row in rows(paths[0])] == [
+        ("mine", "published"),
+        ("softmax (h100)", "published"),
+    ]
+    assert refused == []
+
+
 def test_measured_calls_stand_beside_those_of_the_same_shape_on_the_same_device(tmp_path: Path) -> None:
     mine, other = folders(tmp_path)
     table.store(mine, row_record("mine", 1024))

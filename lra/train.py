@@ -46,13 +46,18 @@ def run_cell(config: Config, cell: Cell, *, starred: bool, console: Console) -> 
     returned, never raised; only a UserError, a mistake found before training, is.
     """
     directory = cell.directory(config.results_dir)
-    stored = read_record(directory / FILENAME)
-    if stored is not None and stored["status"] == "ok" and not config.afresh:
+    if (stored := _finished(config, directory)) is not None:
         return stored
     run = _Run(config, directory)
     _make_writable(directory)
-    with _held(directory, cell.label):
-        return _run_and_record(run, cell, starred, console)
+    with _held(directory, cell.label):  # another process may have finished it while this one waited
+        return _finished(config, directory) or _run_and_record(run, cell, starred, console)
+
+
+def _finished(config: Config, directory: Path) -> Record | None:
+    """The record of a cell that is not to be trained again."""
+    stored = read_record(directory / FILENAME)
+    return stored if stored is not None and stored["status"] == "ok" and not config.afresh else None
 
 
 def help_cell(config: Config, cell: Cell) -> None:

@@ -69,8 +69,18 @@ class Job:
         return read_record(self.directory / FILENAME)
 
 
-def check_job(context: HydraContext, base: DictConfig, overrides: Sequence[str]) -> Job:
-    """Compose and check one cell of a sweep; raises what a mistake in it raises."""
+def check_jobs(context: HydraContext, base: DictConfig, grid: Sequence[Sequence[str]]) -> list[Job]:
+    """Compose and check the cells of a sweep; raises what a mistake in one raises, UserError for one named twice."""
+    jobs = [_check_job(context, base, overrides) for overrides in grid]
+    first: dict[Path, Job] = {}
+    for job in jobs:
+        if (other := first.setdefault(job.directory, job)) is not job:
+            named = (" ".join(each.overrides) for each in (other, job))
+            raise UserError(f"{job.cell.label} is twice in this grid: {' and '.join(named)}; name every cell once")
+    return jobs
+
+
+def _check_job(context: HydraContext, base: DictConfig, overrides: Sequence[str]) -> Job:
     composed = context.config_loader.load_sweep_config(base, list(overrides))
     choices = composed.hydra.runtime.choices
     with open_dict(composed):

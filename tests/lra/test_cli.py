@@ -74,6 +74,19 @@ def test_a_multirun_checks_all_cells_before_it_starts_one(tmp_path, capfd):
     assert not (results / "runs").exists()
 
 
+def test_a_cell_that_a_grid_names_twice_is_a_mistake(tmp_path, capfd):
+    """Two processes would want one folder, though what differs changes no number."""
+    results = tmp_path / "results"
+    assert command("-m", "attention=none", "logger=csv,none", f"results_dir={results}") == 2
+    written = capfd.readouterr().err
+    assert written.startswith("none listops small published seed0 is twice in this grid: ")
+    first, _, second = written.partition(" and ")
+    assert "logger=csv" in first
+    assert "logger=none" in second
+    assert written.count("\n") == 1
+    assert not (results / "runs").exists()
+
+
 def test_cfg_job_shows_what_would_run_and_writes_nothing(tmp_path):
     """In a process and a folder of its own, since the command must not leave anything where it was called."""
     arguments = [sys.executable, str(ROOT / "run.py"), "attention=adamra", "task=listops", "--cfg", "job"]

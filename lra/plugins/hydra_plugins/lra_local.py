@@ -24,6 +24,6 @@ class LocalLauncher(Launcher):
         self.context, self.base = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        jobs = [launcher.check_job(self.context, self.base, overrides) for overrides in job_overrides]
+        jobs = launcher.check_jobs(self.context, self.base, job_overrides)
         launcher.launch(jobs, self.per_gpu, self.limit_minutes)
         return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED) for job in jobs]

@@ -32,6 +32,6 @@ class SlurmLauncher(Launcher):
         from lra.sweep.settings import Settings
 
         settings = Settings(**self.settings)
-        jobs = [launcher.check_job(self.context, self.base, overrides) for overrides in job_overrides]
+        jobs = launcher.check_jobs(self.context, self.base, job_overrides)
         submission.launch(jobs, settings)
         return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED) for job in jobs]

@@ -1,10 +1,11 @@
 """The LightningModule of a cell: loss, optimiser, schedule, validation, and the step counter that everything uses."""
 
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,8 @@ from lra.schedules import build_schedule
 from lra.seeding import seed_all
 from lra.tasks import TaskData
 
+MIB = 2**20
+
 
 class LossNotFiniteError(RuntimeError):
     """A loss became NaN or infinite; the message names the step."""
@@ -40,6 +43,20 @@ class Score:
     @property
     def accuracy(self) -> float:
         return self.correct / self.total
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a process trains with. Its checkpoints keep it: the next process may have other code, or another machine.
+
+    code          digest of the code
+    computed_by   implementation of the attention and precision: a cell has one
+    device        of which speed and memory are measured, as in the record
+    """
+
+    code: str
+    computed_by: str
+    device: dict[str, Any]
 
 
 class CellModule(LightningModule):
@@ -69,6 +86,7 @@ class CellModule(LightningModule):
         steps_per_call: int,
         accumulate: int,
         selection: str,
+        origin: Origin,
         bare_steps: int = 0,
     ):
         super().__init__()
@@ -76,11 +94,14 @@ class CellModule(LightningModule):
         self.model, self.training_config, self.seed = model, training, seed
         self.precision, self.steps_per_call, self.selection = precision, steps_per_call, selection
         self.validation_split = "validation" if selection == "last" else selection
-        self.data, self.digest = data, data.digest
+        self.data, self.digest, self.origin = data, data.digest, origin
+        self.processes, self.codes = 1, [origin.code]  # that have trained the cell
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.train_seconds = self.train_seconds_before = 0.0  # of all processes of the cell, of those before this one
         self.timed_steps, self.timed_seconds = 0, 0.0
+        self.elsewhere = (0, 0.0)  # steps and seconds of training on other devices
+        self.peak_mem_mib = self.data_mem_mib = 0.0  # of all processes on this device; of the data, which lie on a GPU
         self.compile_seconds = 0.0  # of this process, outside train_seconds
         self.set_up_at: float | None = None  # on the clock of `time.perf_counter`: where all ranks had come together
         self.first_step_at: float | None = None
@@ -106,6 +127,8 @@ class CellModule(LightningModule):
     def _place(self) -> None:
         """Put the data on the device, and what a captured step reads and writes, at fixed addresses."""
         self._splits = {name: DeviceSplit(split, self.device) for name, split in self.data.splits.items()}
+        if self.device.type == "cuda":
+            self.data_mem_mib = sum(a.nbytes for split in self.data.splits.values() for a in split) / MIB
         batch_size = self.training_config.batch_size
         self._order = TrainingOrder(len(self._splits["train"]), batch_size, self.seed, self.device)
         self._index = torch.zeros(batch_size, dtype=torch.long, device=self.device)
@@ -212,12 +235,16 @@ class CellModule(LightningModule):
         """Training steps a second, without validation; a process's first interval counts only if there is no other."""
         if self.timed_seconds:
             return self.timed_steps / self.timed_seconds
-        return self.step / self.train_seconds if self.train_seconds else None
+        steps, seconds = self.step - self.elsewhere[0], self.train_seconds - self.elsewhere[1]
+        return steps / seconds if seconds else None
 
     def on_train_end(self) -> None:
+        if self.bare_steps:
+            self._time_bare_steps()
+        self._note_memory()
+
+    def _time_bare_steps(self) -> None:
         """Time the same steps without Lightning, or anything else, around them; the weights are put back."""
-        if not self.bare_steps:
-            return
         trained = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         started = self._clock()
         for step in range(self.step, self.step + self.bare_steps):
@@ -225,6 +252,13 @@ class CellModule(LightningModule):
             self._train_batch()
         self.bare_steps_per_second = self.bare_steps / (self._clock() - started)
         self.model.load_state_dict(trained)
+
+    def _note_memory(self) -> None:
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device) / MIB
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+        self.peak_mem_mib = max(self.peak_mem_mib, peak - self.data_mem_mib)
 
     # Evaluation
 
@@ -304,15 +338,26 @@ class CellModule(LightningModule):
         return time.perf_counter()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["cell"] = {"digest": self.digest, **{key: getattr(self, key) for key in STATE}}
+        self._note_memory()
+        state = {key: getattr(self, key) for key in STATE}
+        checkpoint["cell"] = {"digest": self.digest, **asdict(self.origin), **state}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for key in STATE:
-            setattr(self, key, checkpoint["cell"][key])
+        saved = checkpoint["cell"]
+        for key in STATE & saved.keys():
+            setattr(self, key, saved[key])
         self.train_seconds_before = self.train_seconds
+        self.processes = saved.get("processes", 1) + 1
+        self.codes = [*dict.fromkeys([*saved.get("codes", ()), self.origin.code])]
+        if saved.get("device", self.origin.device) != self.origin.device:  # its speed and memory are not of this one
+            self.timed_steps, self.timed_seconds, self.peak_mem_mib = 0, 0.0, 0.0
+            self.elsewhere = (self.step, self.train_seconds)
 
 
-STATE = ("step", "curve", "train_seconds", "timed_steps", "timed_seconds")
+STATE = {
+    *("step", "curve", "train_seconds", "timed_steps", "timed_seconds"),
+    *("elsewhere", "peak_mem_mib", "processes", "codes"),  # not in checkpoints of earlier versions
+}
 """What a checkpoint holds of a `CellModule` beside weights, optimiser and schedule."""
 
 

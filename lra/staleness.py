@@ -18,6 +18,8 @@ def stale(record: Record, config: Config) -> str:
     code = record.get("code") or {}
     if code.get("digest") not in (None, _code()):
         reasons.append(f"code changed since {(code.get('revision') or '')[:12]}".strip())
+    if len(code.get("trained_by") or ()) > 1:
+        reasons.append("code changed while it was trained")
     now = _prepared_digest(config)
     if now and digest_of(record) not in ("", now):
         reasons.append(f"data changed from {digest_of(record)[:12]} to {now[:12]}")

@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import resource
 import shutil
 import time
 import traceback
@@ -26,7 +25,7 @@ from lra.config import Config
 from lra.errors import UserError
 from lra.loggers import build_logger
 from lra.model import build_classifier
-from lra.module import CellModule, LossNotFiniteError, Score
+from lra.module import MIB, CellModule, LossNotFiniteError, Origin, Score
 from lra.predictions import Predictions
 from lra.progress import TrainingProgress, quieten_lightning
 from lra.ranks import OneAllReduce, end_helpers, rank_of_process
@@ -34,7 +33,6 @@ from lra.record import FILENAME, SCHEMA, Cell, Record, lock_of, read_record, wri
 from lra.seeding import seed_all
 from lra.tasks import TaskData
 
-MIB = 2**20
 STEPS_PER_CALL = {"cpu": 1, "cuda": 50}
 SECONDS_TO_RECORD = 30.0
 
@@ -108,6 +106,8 @@ def _run_and_record(run: "_Run", cell: Cell, starred: bool, console: Console) ->
         traceback.print_exc()
         record |= {"status": "error", "message": f"{type(error).__name__}: {_first_line(error)}"}
     record |= run.measurements()
+    if run.module is not None:
+        record["code"] |= {"trained_by": run.module.codes}
     try:
         write_json(directory / FILENAME, record)
     except OSError as error:
@@ -130,7 +130,6 @@ class _Run:
         self.wall: dict[str, float] = {}
         self.started = time.perf_counter()
         self.fit_started = 0.0
-        self.resident_bytes = 0
 
     @property
     def step(self) -> int:
@@ -162,7 +161,6 @@ class _Run:
                 with self.phase("fit"):
                     self.fit_started = time.perf_counter()
                     trainer.fit(module, ckpt_path=resume)
-                    self._note_memory()
                 self.wall["compile"] = module.compile_seconds
             with self.phase("test"):
                 scores, predicted = self._test(trainer, module)
@@ -183,10 +181,16 @@ class _Run:
         except Exception as error:
             message = f"{path} is damaged ({_first_line(error)}); rerun=true starts the cell again"
             raise UserError(message) from error
-        if checkpoint["cell"]["digest"] != module.digest:
+        saved, here = checkpoint["cell"], module.origin.computed_by
+        if saved["digest"] != module.digest:
             raise UserError(
-                f"{path} was trained on data {checkpoint['cell']['digest'][:12]}, task={self.config.task['name']} "
+                f"{path} was trained on data {saved['digest'][:12]}, task={self.config.task['name']} "
                 f"now has {module.digest[:12]}; rerun=true starts the cell again"
+            )
+        if saved.get("computed_by", here) != here:
+            raise UserError(
+                f"{path} was computed by {saved['computed_by']}, here it would be by {here}; continue it on "
+                f"{saved['device']['name']}, or rerun=true starts the cell again"
             )
         module.load_state_dict(checkpoint["state_dict"])
         module.on_load_checkpoint(checkpoint)
@@ -206,15 +210,16 @@ class _Run:
         labels = np.bincount(data.splits["test"].labels)
         compiled, calls = config.trainer.compile, config.trainer.steps_per_call
         compiled = self.device.type == "cuda" if compiled == "auto" else compiled
+        impl = model.to(self.device).attention_impl(compiled)
+        device = provenance.device_description(self.device, config.trainer.devices)
         self.known |= {
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "impl": model.to(self.device).attention_impl(compiled),
+            "impl": impl,
             "precision": self.precision,
-            "device": provenance.device_description(self.device, config.trainer.devices),
+            "device": device,
             "class_prior": float(labels.max() / labels.sum()),
         }
         if self.device.type == "cuda":
-            self.resident_bytes = sum(a.nbytes for split in data.splits.values() for a in split)
             torch.cuda.reset_peak_memory_stats(self.device)
         return CellModule(
             model,
@@ -226,6 +231,7 @@ class _Run:
             steps_per_call=STEPS_PER_CALL[self.device.type] if calls == "auto" else calls,
             accumulate=config.trainer.accumulate,
             selection=config.protocol.selection,
+            origin=Origin(provenance.code_digest(), f"{impl} in {self.precision}", device),
             bare_steps=config.trainer.bare_steps,
         )
 
@@ -267,16 +273,9 @@ class _Run:
             predicted["best"] = module.test_predictions
         return {"best": best, "last": last}, predicted
 
-    def _note_memory(self) -> None:
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device) - self.resident_bytes
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.known |= {"peak_mem_mib": peak / MIB, "data_mem_mib": self.resident_bytes / MIB}
-
     def _warming_up(self, module: CellModule) -> dict[str, Any]:
         """Seconds to the end of the first step, data not counted; and whether all of its code was compiled before."""
-        if module.first_step_at is None:
+        if module.first_step_at is None or "fit" not in self.wall:
             return {}
         seconds = module.first_step_at - self.started - self.wall.get("data", 0.0)
         compiled = counters["inductor"]
@@ -294,6 +293,8 @@ class _Run:
             wall["setup"] = wall.get("setup", 0.0) + joining  # where Lightning waits for the other ranks
             wall |= {"train": train, "validate": max(0.0, validate)}  # training counts over all processes of the cell
             known |= {"steps": self.step, "steps_per_s": self.module.steps_per_second, "curve": self.module.curve}
+            known |= {"peak_mem_mib": self.module.peak_mem_mib or None, "data_mem_mib": self.module.data_mem_mib}
+            known |= {"processes": self.module.processes}
             known |= {"bare_steps_per_s": self.module.bare_steps_per_second, **self._warming_up(self.module)}
         wall["total"] = time.perf_counter() - self.started
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -15,7 +15,7 @@ from cells import TINY, only_record, records, stop_at, tiny
 from filelock import FileLock
 from lightning import Trainer
 
-from lra import launcher, train
+from lra import launcher
 from lra.checkpoints import Checkpoints
 from lra.data import DeviceSplit
 from lra.lens import trained
@@ -267,20 +267,6 @@ def test_two_processes_never_train_one_cell(finished: Path, data_root: Path, cap
         assert tiny(finished, "attention=adamra", f"data.root={data_root}", "rerun=true") == 2
     assert "is being trained by another process" in capfd.readouterr().err
     assert only_record(finished)["status"] == "ok"
-
-
-def test_a_cell_that_another_process_finishes_meanwhile_keeps_its_record(finished: Path, data_root: Path, monkeypatch):
-    (path,) = finished.rglob(FILENAME)
-    record, held = path.read_text(), train._held
-    path.unlink()
-
-    def finishes(directory: Path, label: str):
-        path.write_text(record)
-        return held(directory, label)
-
-    monkeypatch.setattr(train, "_held", finishes)
-    assert tiny(finished, "attention=adamra", f"data.root={data_root}") == 0
-    assert path.read_text() == record
 
 
 def test_a_cell_killed_without_warning_continues_to_the_same_end(finished: Path, data_root: Path, tmp_path: Path):

@@ -21,7 +21,7 @@ COLUMNS = {
     "floor_ratio": "float64",  # over `none` of the same scope; empty without it
     "lightning_overhead": "float64",  # over the same steps in a bare loop, as a share of it; empty if not measured
     "peak_mem_mib": "float64",  # largest of the seeds
-    **dict.fromkeys(SECONDS, "float64"),  # of a cell, medians; train without validation and compiling
+    **dict.fromkeys(SECONDS, "float64"),  # medians of cells that one process trained; train without validation
 }
 
 
@@ -54,7 +54,7 @@ def _counts(record: Record) -> bool:
 
 def _cell(record: Record) -> dict[str, Any]:
     attention, task, protocol, budget, digest, device = row_key(record)
-    wall, cache, bare = record["wall_s"], record.get("compile_cache"), record.get("bare_steps_per_s")
+    bare = record.get("bare_steps_per_s")
     return {
         "attention": attention,
         "task": task,
@@ -69,9 +69,19 @@ def _cell(record: Record) -> dict[str, Any]:
         "steps": record["steps"],
         "ms_per_step": 1000 / record["steps_per_s"],
         "lightning_overhead": bare / record["steps_per_s"] - 1 if bare else None,
+        "peak_mem_mib": record["peak_mem_mib"],
+        **_seconds(record),
+    }
+
+
+def _seconds(record: Record) -> dict[str, float | None]:
+    """`SECONDS` of a cell; none where several processes trained it, since the last one knows only its own."""
+    if record.get("processes", 1) > 1:
+        return dict.fromkeys(SECONDS)
+    wall, cache = record["wall_s"], record.get("compile_cache")
+    return {
         "first_step_cold_s": record["first_step_s"] if cache == "cold" else None,
         "first_step_warm_s": record["first_step_s"] if cache == "warm" else None,
-        "peak_mem_mib": record["peak_mem_mib"],
         "train_s": wall["train"],
         "compile_s": wall.get("compile", 0.0),
         "validate_s": wall["validate"],

@@ -53,6 +53,13 @@ def test_a_first_step_is_cold_or_warm():
     assert (row.first_step_cold_s, row.first_step_warm_s) == (30.0, 7.0)
 
 
+def test_a_cell_that_several_processes_trained_tells_its_speed_but_no_seconds():
+    """The last one knows how long it took itself, which is less than the cell did."""
+    made = [cell("lln", 500.0), cell("lln", 500.0, seed=1, processes=2, wall_s=dict.fromkeys(WALL, 1.0))]
+    (row,) = report.build(made).steps.itertuples()
+    assert (row.n_seeds, row.ms_per_step, row.train_s, row.wall_s) == (2, 2.0, 10.0, 40.0)
+
+
 def test_cells_that_ran_for_their_speed_alone_have_no_accuracy():
     made = [cell("lln", 800.0), cell("none", 900.0)]
     for one in made:

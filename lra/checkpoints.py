@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ SECONDS_BETWEEN_SAVES = 10.0
 
 
 class Checkpoints(Callback):
-    """After a validation saves `last.ckpt`, and before it `best.ckpt` if that validation is the best so far.
+    """After a validation saves `last.ckpt`, which is `best.ckpt` too if that validation is the best so far.
 
     Which one is best follows from the curve in the checkpoint, so a run that resumes, wherever its folder lies now,
     decides like one that was never stopped. Where validations follow each other within seconds, one that is not the
@@ -36,21 +37,42 @@ class Checkpoints(Callback):
         due = best or last or time.monotonic() > self._saved_at + SECONDS_BETWEEN_SAVES
         if not trainer.strategy.broadcast(due):  # all ranks take part in a save, and clocks differ
             return
-        for name in (BEST, LAST) if best else (LAST,):
-            self._save(trainer, name)
+        self._save(trainer, best)
         self.saved_step, self._saved_at = pl_module.step, time.monotonic()
 
-    def _save(self, trainer: Trainer, name: str) -> None:
-        """Whole or not at all, also where the disk is full: Lightning copies into place from another disk."""
-        temporary = self.directory / f".{name}.tmp"
+    def _save(self, trainer: Trainer, best: bool) -> None:
+        """Whole or not at all, also where the disk is full: Lightning copies into place from another disk.
+
+        One save makes both files: had `best.ckpt` been replaced without `last.ckpt`, the run would continue from before
+        the best validation, and where it is not repeatable to the bit might never see that one again.
+        """
+        last, second = (self.directory / f".{name}.tmp" for name in (LAST, BEST))
         try:
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:  # who alone has written
-                os.replace(temporary, self.directory / name)
+            if trainer.is_global_zero:  # who alone writes
+                _remove(last, second)  # of a process that was killed; one may be another name of `best.ckpt`
+            trainer.save_checkpoint(last)
+            if trainer.is_global_zero:
+                if best:
+                    _name_twice(last, second)
+                    os.replace(second, self.directory / BEST)
+                os.replace(last, self.directory / LAST)
             trainer.strategy.barrier("renamed")
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            _remove(last, second)
             raise
+
+
+def _name_twice(file: Path, name: Path) -> None:
+    """Give a file another name; a copy where the file system has no such names."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def best_point(curve: Sequence[dict[str, Any]], selection: str) -> dict[str, Any]:

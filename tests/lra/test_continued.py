@@ -3,12 +3,16 @@
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from cells import only_record, stop_at, tiny
+from lightning import Trainer
 
 from lra import predictions, provenance, train
+from lra.checkpoints import Checkpoints
+from lra.module import CellModule
 from lra.record import FILENAME
 
 CELL = ("attention=none", "trainer.precision=auto")
@@ -91,6 +95,36 @@ def test_a_cell_that_fails_after_its_training_keeps_what_was_measured(
     assert record["peak_mem_mib"] > 0
     assert record["steps_per_s"] > 0
     assert "first_step_s" not in record  # nothing was trained
+
+
+def saves(folder: Path, step: int, correct: int, content: str) -> None:
+    """A validation of a run that has seen two right answers before, and its checkpoint; a second save would fail."""
+    contents = iter([content])
+
+    def save(path: Path) -> None:
+        path.write_text(next(contents))
+
+    trainer = mock.Mock(spec=Trainer, save_checkpoint=save)
+    trainer.strategy.broadcast.side_effect = lambda decision: decision
+    curve = [{"step": 1, "validation_correct": 2}, {"step": step, "validation_correct": correct}]
+    module = mock.Mock(spec=CellModule, training_config=mock.Mock(steps=9), selection="validation", step=step)
+    module.curve = curve
+    Checkpoints(folder).on_train_epoch_end(trainer, module)
+
+
+def test_the_best_checkpoint_never_runs_ahead_of_the_last(tmp_path: Path):
+    """One save makes both: a disk cannot fill up between them."""
+    saves(tmp_path, 2, 3, "two")
+    saves(tmp_path, 3, 1, "three")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"best.ckpt": "two", "last.ckpt": "three"}
+
+
+def test_what_a_killed_process_left_half_done_is_not_written_into(tmp_path: Path):
+    """Killed after it had named the best, before the last: the file that it wrote has two names."""
+    (tmp_path / "best.ckpt").write_text("two")
+    (tmp_path / ".last.ckpt.tmp").hardlink_to(tmp_path / "best.ckpt")
+    saves(tmp_path, 3, 1, "three")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"best.ckpt": "two", "last.ckpt": "three"}
 
 
 def test_a_cell_that_another_process_finishes_meanwhile_keeps_its_record(

@@ -76,7 +76,7 @@ def _cell(record: Record) -> dict[str, Any]:
 
 def _seconds(record: Record) -> dict[str, float | None]:
     """`SECONDS` of a cell; none where several processes trained it, since the last one knows only its own."""
-    if record.get("processes", 1) > 1:
+    if (record.get("processes") or 1) > 1:
         return dict.fromkeys(SECONDS)
     wall, cache = record["wall_s"], record.get("compile_cache")
     return {

@@ -212,7 +212,7 @@ def estimate(cell: Cell, records: Sequence[Record]) -> tuple[float | None, str]:
     """Seconds that a cell will take, the median of its row's finished seeds, and in words where that comes from."""
     row = (cell.name, cell.task, cell.protocol, cell.budget)
     like = [record for record in records if record["status"] == "ok" and _row(record) == row]
-    like = [record for record in like if record.get("processes", 1) == 1]  # of the others one knows the last one's time
+    like = [record for record in like if (record.get("processes") or 1) == 1]  # else the seconds are of the last one
     seconds = [wall for record in like if (wall := (record.get("wall_s") or {}).get("total"))]
     if not seconds:
         return None, "unknown, no finished cell of this row"

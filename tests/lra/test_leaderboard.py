@@ -112,6 +112,14 @@ def test_speed_of_two_implementations_is_not_averaged() -> None:
     assert row["n_seeds"] == "2"
 
 
+def test_speed_is_that_of_the_seeds_that_shared_the_device_least() -> None:
+    shared = {"name": "H100", "count": 1, "sharing": 4}
+    crowded = [record(seed=seed, device="H100") | {"device": shared, "steps_per_s": 1.0} for seed in (1, 2)]
+    alone = record(seed=0, device="H100") | {"device": shared | {"sharing": 1}}
+    assert [row["steps_per_s"] for row in leaderboard(alone, *crowded)] == ["4.0"]
+    assert [row["steps_per_s"] for row in leaderboard(*crowded)] == ["1.0"]
+
+
 def test_memory_that_was_not_measured_is_empty_not_zero() -> None:
     (row,) = leaderboard(record(peak_mem_mib=None, steps_per_s=None, class_prior=None, parameters=None))
     assert row["peak_mem_mib"] == row["steps_per_s"] == row["class_prior"] == row["chance_seeds"] == ""

@@ -41,14 +41,12 @@ def drawn_markers(task: Pathfinder, split: str, pixels: np.ndarray, labels: np.n
     UserError unless pixels and labels are those of the drawings, and each label is true: 1 where the two marked tips
     are those of one contour.
     """
-    markers, row = np.empty((len(labels), 2, 2), np.int64), 0
-    for drawn in task.draw(split, len(labels)):
-        rows = slice(row, row + len(drawn.label))
+    markers = np.empty((len(labels), 2, 2), np.int64)
+    for rows, drawn in task.draw_rows(split, len(labels)):
         contours, ends = drawn.marked[..., 0], drawn.marked[..., 1]
         wrong = (labels[rows] != (contours[:, 0] == contours[:, 1])) | (pixels[rows] != drawn.image).any((1, 2))
         if wrong.any():
-            number = row + int(wrong.argmax())
+            number = rows.start + int(wrong.argmax())
             raise UserError(f"{task.name}: image {number} of {split} is not the one that is drawn under this number")
         markers[rows] = drawn.tips[np.arange(len(wrong))[:, None], contours, ends]
-        row += len(wrong)
     return markers

@@ -121,13 +121,17 @@ class Pathfinder(Task):
 
     def _fill_generated(self, splits: dict[str, Split], advance: Advance) -> None:
         for name, split in splits.items():
-            row = 0
-            for drawn in self.draw(name, len(split.labels)):
-                rows = slice(row, row + len(drawn.label))
+            for rows, drawn in self.draw_rows(name, len(split.labels)):
                 split.tokens[rows] = pixels.tokens(drawn.image, self.black)
                 split.labels[rows] = drawn.label
-                row += len(drawn.label)
                 advance(len(drawn.label))
+
+    def draw_rows(self, split: str, count: int) -> Iterator[tuple[slice, "Drawing"]]:
+        """The chunks of `draw`, each with its place in the split."""
+        row = 0
+        for drawn in self.draw(split, count):
+            yield slice(row, row + len(drawn.label)), drawn
+            row += len(drawn.label)
 
     def draw(self, split: str, count: int, workers: int | None = None) -> Iterator["Drawing"]:
         """The first images of a split and the truth about them, in chunks."""

@@ -138,7 +138,7 @@ class PaperRun:
             outcome = {"status": "oom", "message": _first_line(error)}
         except WrongError as error:
             outcome = {"status": "wrong", "message": str(error)}
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # also Triton's own, which are no RuntimeError: the other rows go on
             outcome = {"status": "error", "message": _first_line(error)}
         finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         head = {"schema": SCHEMA, "kind": paper_table.KIND, **outcome}

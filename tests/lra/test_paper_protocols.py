@@ -5,6 +5,7 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -135,6 +136,18 @@ def test_what_breaks_is_a_row_too() -> None:
     (record,) = PaperRun(broken, CPU).records([], STEP.cases[:1])
     assert record["status"] == "error"
     assert "model.pooling=none" in paper_table.row_of(record)["message"]
+
+
+def test_what_a_compiler_says_no_to_is_a_row_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CompilationError(Exception):
+        """As Triton's own: no RuntimeError."""
+
+    def breaks(*_: Any) -> None:
+        raise CompilationError("no such layout\nand more")
+
+    monkeypatch.setattr(PaperRun, "_step", breaks)
+    made = list(PaperRun(STEP, CPU).records(["none"], STEP.cases[:1]))
+    assert [(record["status"], record["message"]) for record in made] == [("error", "no such layout")] * 2
 
 
 # --- tables ------------------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ Exit codes: 0 finished, 1 the cell (or a cell of a multirun) failed, 2 a mistake
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,7 +37,8 @@ PROTOCOL_OWNS = ("model.", "training.", "protocol.", "task.")
 
 UNKNOWN_CHOICE = re.compile(r"Could not find '([\w/]+)/([^/']+)'\s+Available options in '[\w/]+':\n((?:\t.*\n?)+)")
 UNKNOWN_KEY = re.compile(r"Key '[^']+' is not in struct\s+full_key: (\S+)")
-"""How Hydra and OmegaConf word the two commonest mistakes, over several lines."""
+UNREADABLE = "override_grammar"
+"""How Hydra and OmegaConf word the commonest mistakes, over several lines; the last points at a page of Hydra's."""
 
 
 class CellFailedError(Exception):
@@ -54,6 +56,7 @@ DEFAULTS = {"task": "listops", "attention": "softmax"}
 def guard(main: Callable[[], Any]) -> int:
     """Run Hydra's main; turn mistakes into one line and everything into an exit code."""
     try:
+        _refuse_two_cells(sys.argv[1:])
         main()
     except CellFailedError as failure:
         return failure.code
@@ -89,6 +92,15 @@ def _run_one(composed: DictConfig) -> None:
         console.print(f"stale: {reason}; rerun=true repeats it", soft_wrap=True)
     if record["status"] != "ok":
         raise CellFailedError(130 if record["status"] == "interrupted" else 1)
+
+
+def _refuse_two_cells(arguments: Iterable[str]) -> None:
+    """UserError for `attention=mra attention=lln`, of which Hydra takes the last, as of any key given twice."""
+    named: dict[str, str] = {}
+    for key, _, value in (argument.partition("=") for argument in arguments):
+        if key in (*IDENTITY, "seed") and (first := named.setdefault(key, value)) != value:
+            both = f"run.py -m {key}={first},{value}"
+            raise UserError(f"{key} is given twice, {first} and {value}; use one, or `{both}` for both")
 
 
 def identify(composed: DictConfig, choices: Mapping[str, str]) -> tuple[Cell, bool]:
@@ -135,12 +147,26 @@ def explain(error: Exception) -> str:
     if found := UNKNOWN_KEY.search(text):
         key = found[1]
         return f"{_as_typed(key)} is unknown: {_keys_beside(key)}"
+    if UNREADABLE in text and (typed := _unreadable(sys.argv[1:])):
+        return f"{typed} cannot be read; write key=value, a list as 'key=[1,2]', special characters as 'key=\"…\"'"
     return " ".join(str(error).split())
 
 
 def _as_typed(key: str) -> str:
     """The argument that set `key`, as the user typed it."""
     return next((argument for argument in sys.argv[1:] if argument.partition("=")[0].lstrip("+~") == key), key)
+
+
+def _unreadable(arguments: Iterable[str]) -> str | None:
+    """The first argument that is no override."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        try:
+            parser.parse_override(argument)
+        except HydraException:
+            if not argument.startswith("-"):
+                return argument
+    return None
 
 
 def _keys_beside(key: str) -> str:
@@ -150,6 +176,7 @@ def _keys_beside(key: str) -> str:
         name = _as_typed(section).partition("=")[2]
         if "," not in name:  # one choice, typed or the default
             known = list(options(name or DEFAULTS[section]))
-            return f"{section}={name or DEFAULTS[section]} has the options {', '.join(known) or 'none'}"
+            has = f"the options {', '.join(known)}" if known else "no options"
+            return f"{section}={name or DEFAULTS[section]} has {has}"
     known = configuration.section_keys(section)
     return f"there are {', '.join(known)}" if known else "`python run.py --cfg job` shows all keys"

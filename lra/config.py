@@ -215,9 +215,11 @@ TYPES = {"Integer": "an integer", "Float": "a number", "bool": "true or false", 
 
 
 def explain(error: OmegaConfBaseException, composed: DictConfig) -> str:
-    """One line for a value of the wrong type."""
+    """One line for a key that a section does not have, or a value of the wrong type."""
     key = str(error.full_key)
     value = OmegaConf.select(composed, key, default=None)
+    if re.search(r"Key '[^']+' not in '\w+'", str(error)):
+        return f"{key}={value} is unknown: there are {', '.join(section_keys(key.rpartition('.')[0]))}"
     wanted = re.search(r"(could not be converted to|is not a valid) (\w+)", str(error))
     if wanted is None:
         return f"{key}={value} is not possible: {str(error).splitlines()[0]}"

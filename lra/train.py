@@ -19,6 +19,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from rich.console import Console
 from torch._dynamo.utils import counters
 
+from kernels.common.launch import INTERPRETED
 from lra import predictions, provenance, tasks
 from lra.checkpoints import BEST, LAST, Checkpoints, best_point
 from lra.config import Config
@@ -124,6 +125,7 @@ class _Run:
         self.rank = rank_of_process(config.trainer.devices)
         self.device = _device(config.trainer.accelerator, config.trainer.devices, self.rank)
         self.precision = _precision(config.trainer.precision, self.device)
+        _check_kernels(config.attention_options.get("impl"), self.device)
         self.module: CellModule | None = None
         self.checkpoints = Checkpoints(directory)
         self.known: dict[str, Any] = {}
@@ -319,6 +321,14 @@ def _device(accelerator: str, devices: int, rank: int) -> torch.device:
     if (shown := torch.cuda.device_count()) < devices:
         raise UserError(f"trainer.devices={devices} is not possible; this machine shows {shown} CUDA devices")
     return torch.device("cuda", rank)
+
+
+def _check_kernels(impl: str | None, device: torch.device) -> None:
+    if impl == "triton" and device.type != "cuda" and not INTERPRETED:
+        raise UserError(
+            "attention.impl=triton is not possible; this cell runs on the CPU, use auto or reference "
+            "(TRITON_INTERPRET=1 runs the kernels there, slowly)"
+        )
 
 
 def _precision(precision: str, device: torch.device) -> str:

@@ -22,6 +22,16 @@ ROOT = Path(launcher.RUN).parent
         ("budget=foo", "budget=foo is unknown; known: demo, published"),
         ("model.foo=1", "model.foo=1 is unknown: there are dim, num_layers"),
         ("foo=1", "foo=1 is unknown: there are task, attention"),
+        ("+foo=1", "foo=1 is unknown: there are task, attention"),
+        ("+trainer.foo=1", "trainer.foo=1 is unknown: there are accelerator, precision"),
+        ("foo", "foo cannot be read; write key=value"),
+        ("budget=demo model.patch=[4,", "model.patch=[4, cannot be read; write key=value, a list as 'key=[1,2]'"),
+        ("attention=softmax attention.foo=1", "attention.foo=1 is unknown: attention=softmax has no options"),
+        (
+            "attention=mra attention=lln",
+            "attention is given twice, mra and lln; use one, or `run.py -m",
+        ),
+        ("seed=1 seed=2", "seed is given twice, 1 and 2"),
         ("attention=adamra attention.foo=1", "attention.foo=1 is unknown: attention=adamra has the options rates"),
         ("+attention.foo=1", "attention.foo is not an option of softmax; options: none"),
         ("task.foo=1", "task.foo=1 is unknown: task=listops has the options"),
@@ -65,6 +75,19 @@ def test_cuda_without_a_device_is_a_mistake(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert command("trainer.accelerator=cuda", f"results_dir={tmp_path}/results") == 2
     assert capfd.readouterr().err.startswith("trainer.accelerator=cuda is not possible; this machine shows no CUDA")
+
+
+def test_kernels_without_a_device_are_a_mistake(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("lra.train.INTERPRETED", False)
+    arguments = ("attention=lln", "attention.impl=triton", "trainer.accelerator=cpu")
+    assert command(*arguments, f"results_dir={tmp_path}/results") == 2
+    assert capfd.readouterr().err.startswith("attention.impl=triton is not possible; this cell runs on the CPU")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_cell_that_is_named_twice_stops_a_multirun(tmp_path, capfd):
+    assert command("-m", "task=listops", "task=text", f"results_dir={tmp_path}") == 2
+    assert capfd.readouterr().err.startswith("task is given twice, listops and text")
 
 
 def test_a_multirun_checks_all_cells_before_it_starts_one(tmp_path, capfd):

@@ -18,7 +18,7 @@ def summary(leaderboard: pd.DataFrame, suites: dict[str, list[str]]) -> tuple[pd
 
     Columns: `ROW`; every task of a suite (mean accuracy in per cent); `average` over the tasks of the row's suite and
     `mean_rank` over them (1 = most accurate, ties shared), both empty unless the row is complete; `failures`,
-    `chance_seeds`; and `data_digests`. Only complete rows on the same data are ranked against each other.
+    `chance_seeds`; and `data_digests`. Only complete rows on the same data are ranked against each other, none alone.
     Where one attention has accuracies on two data sets of a task, none is chosen: the cell stays empty, and a problem
     says so.
     """
@@ -46,7 +46,8 @@ def _suite(rows: pd.DataFrame, suite: str, tasks: list[str]) -> list[dict[str, A
         cells, data = cells.reindex(columns=tasks), _data(group)
         complete = cells.dropna()
         cells["average"] = complete.mean(axis=1)
-        cells["mean_rank"] = complete.groupby(data.reindex(complete.index)).rank(ascending=False).mean(axis=1)
+        ranked = complete.groupby(data.reindex(complete.index))
+        cells["mean_rank"] = ranked.rank(ascending=False).mean(axis=1).where(ranked.transform("size") > 1)
         cells[COUNTS] = group.groupby("attention")[COUNTS].sum()
         cells["data_digests"] = data
         fixed = {"suite": suite, **dict(zip(SCOPE, scope, strict=True))}

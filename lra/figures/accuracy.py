@@ -15,7 +15,8 @@ from lra.figures.style import QUIET, SIZES, looks, save, slug, style
 
 CAPTION = (
     "Mean test accuracy over seeds at the best validation step. Thin line: 95 % interval of the test set (Wilson). "
-    "Broad band: 95 % interval over seeds (Student's t), none for one seed. Dashed line: class prior. "
+    "Broad band: 95 % interval over seeds (Student's t), none for one seed, cut where it leaves the panel. "
+    "Dashed line: class prior, or its value below the panel where it lies far from every row. "
     "Hollow mark: published value, where it compares; its source stands in the table."
 )
 
@@ -55,23 +56,31 @@ def _panel(axes: Axes, rows: pd.DataFrame, known: Any) -> None:
         if pd.notna(row["gap"]):  # not beside a demo, nor a row whose overrides keep it from comparing
             axes.plot(row["published"], at, **look.mark(hollow=True), zorder=3)
         axes.plot(row["accuracy_mean"], at, **look.mark(), zorder=4)
+    low, high = _limits(rows)
+    far = []
     for prior in sorted(set(rows["class_prior"].dropna())):
         axes.axvline(prior, color=QUIET, linestyle="--", linewidth=0.8, zorder=1)
+        far += [] if low < prior < high else [f"class prior {prior:.3g}"]
     axes.set_yticks(range(len(rows)), [_name(row) for row in rows.to_dict("records")])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(*_limits(rows))
+    axes.set_xlim(low, high)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("accuracy (%)")
+    axes.set_xlabel("; ".join(["accuracy (%)", *far]))
 
 
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
-    """Where everything but an interval of two or three seeds, which may be absurdly long, can be seen."""
+    """Where every row can be seen, and told from the others: not an interval of two or three seeds, which may be
+    absurdly long, nor a class prior so far off that the rows would share less than a quarter of the panel."""
     compared = rows["published"].where(rows["gap"].notna())
-    shown = rows[["test_ci95_low", "test_ci95_high", "class_prior"]].assign(published=compared).to_numpy().ravel()
+    shown = rows[["test_ci95_low", "test_ci95_high"]].assign(published=compared).to_numpy().ravel()
     shown = shown[~pd.isna(shown)].astype(float)
-    room = 0.04 * (shown.max() - shown.min())
-    return float(shown.min() - room), float(shown.max() + room)
+    low, high = float(shown.min()), float(shown.max())
+    reach = 3 * (high - low)
+    near = [prior for prior in rows["class_prior"].dropna() if low - reach <= prior <= high + reach]
+    low, high = min([low, *near]), max([high, *near])
+    room = 0.04 * (high - low)
+    return low - room, high + room
 
 
 def _name(row: dict[Any, Any]) -> str:

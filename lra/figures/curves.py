@@ -9,6 +9,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from lra import stats
 from lra.figures.labels import Label, label_ends
@@ -21,6 +24,8 @@ CAPTION = (
     "Validation accuracy while training: the median over the seeds of a row, and the range from the lowest to the "
     "highest. Dashed line: class prior."
 )
+
+MOST_TICKS = 5
 
 POINT = ("step", "validation_correct", "validation_total")
 
@@ -75,8 +80,10 @@ def _draw(path: Path, title: str, tasks: list[tuple[str, pd.DataFrame]], curves:
             for prior in sorted(set(rows["class_prior"].dropna())):
                 axes.axhline(prior, color=QUIET, linestyle="--", linewidth=0.8, zorder=1)
             axes.set_xlim(0, 1.01 * max(label.x for label in labels[-1][1]))
+            axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS))
             axes.set_xlabel("training step")
             axes.set_ylabel("validation accuracy (%)")
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=3, frameon=False, fontsize=SIZES["note"])
         label_ends(figure, labels)
         save(figure, path)
 
@@ -90,3 +97,11 @@ def _curve(axes: Axes, row: Mapping[Any, Any], curves: Mapping[Any, Curve], know
         axes.fill_between(steps, low, high, color=look.colour, alpha=0.12, linewidth=0)
     axes.plot(steps, middle, **look.line() | {"markevery": [len(steps) - 1], "linewidth": 1.0})
     return Label(steps[-1], middle[-1], f"{row['name']} {middle[-1]:.1f}", look.colour)
+
+
+def _legend() -> list[Any]:
+    return [
+        Line2D([], [], color="black", linewidth=1.0, label="median over seeds"),
+        Patch(color="black", alpha=0.12, linewidth=0, label="lowest to highest seed"),
+        Line2D([], [], color=QUIET, linestyle="--", linewidth=0.8, label="class prior"),
+    ]

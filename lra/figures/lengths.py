@@ -33,7 +33,7 @@ def figure(path: Path, title: str, panels: Sequence[Sequence[Panel]], known: Map
         tallest = max(len(panel.curves) for row in panels for panel in row)
         size = (4.3 * len(panels[0]), 0.4 + len(panels) * max(3.0, 0.7 + 0.125 * tallest))
         made = Figure(figsize=size, layout="constrained")
-        made.suptitle(title, fontsize=SIZES["title"])
+        made.suptitle(f"{title}; in brackets the slope of a curve", fontsize=SIZES["title"])
         axes = made.subplots(len(panels), len(panels[0]), squeeze=False)
         labels = []
         for axes_row, row in zip(axes, panels, strict=True):

@@ -21,7 +21,8 @@ CAPTION = (
     "Test accuracy against training speed (log scale); the area of a disc is the peak memory of a step. "
     "Speeds of cells that had the device for themselves, the median over seeds. "
 )
-ONE_TASK = "Vertical lines: 95 % interval of the test set."
+INTERVALS = "vertical lines: 95 % interval of the test set"
+ONE_TASK = f"{INTERVALS.capitalize()}."
 SUITE = "Average over the tasks of a suite, of rows that are complete in it; geometric mean of their speeds."
 
 LARGEST = 900.0
@@ -114,7 +115,8 @@ def figure(path: Path, title: str, shown: Sequence[Panel], known: Mapping[str, L
     down, across = shape(len(shown))
     with style():
         made = Figure(figsize=(4.1 * across + 0.5, 0.4 + 3.6 * down), layout="constrained")
-        made.suptitle(title, fontsize=SIZES["title"])
+        intervals = any(disc.interval for panel in shown for disc in panel.discs)
+        made.suptitle(f"{title}; {INTERVALS}" if intervals else title, fontsize=SIZES["title"])
         labels = []
         for axes, panel in zip(grid(made, len(shown)), shown, strict=True):
             labels.append((axes, _panel(axes, panel, known, hollow)))

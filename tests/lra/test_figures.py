@@ -164,6 +164,17 @@ def test_a_published_value_stands_only_beside_a_row_that_compares(changes: dict[
     assert sum(line.get_markerfacecolor() == "white" for line in axes.lines) == marks
 
 
+@pytest.mark.parametrize(("prior", "drawn"), [(340, True), (10, False)])
+def test_a_class_prior_far_from_every_row_is_said_and_does_not_crowd_them(prior: int, drawn: bool) -> None:
+    ((_, shown),) = rows.scopes(build([cell("mra", correct=800), cell("lln", correct=820)]).leaderboard)
+    axes = Figure().subplots()
+    accuracy._panel(axes, shown.assign(class_prior=prior / 10), looks(shown["name"]))
+    low, high = axes.get_xlim()
+    assert (low < prior / 10) == drawn
+    assert ("class prior" in axes.get_xlabel()) != drawn
+    assert low < 40 < 41 < high
+
+
 def test_a_row_is_called_by_what_it_overrides() -> None:
     assert rows.name_of("mra", "") == "mra"
     assert (

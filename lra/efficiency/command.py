@@ -21,9 +21,9 @@ T = TypeVar("T")
 DESCRIPTION = """\
 Measure every registered attention beside PyTorch's exact attention: forward, forward + backward, peak memory.
 
-Each attention is first checked against float64, then timed in turn with the fastest backend of SDPA. On a GPU times are
-those of CUDA graph replays; on a CPU, of a clock, for a look at tiny sizes. Rows are recorded one by one below
-RESULTS_DIR/efficiency; efficiency.csv and the curves are rebuilt from all records at the end."""
+Each attention is first checked against float64, then timed in turn with the fastest exact attention of the device. On a
+GPU times are those of CUDA graph replays; on a CPU, of a clock, for a look at tiny sizes. Rows are recorded one by one
+below RESULTS_DIR/efficiency; efficiency.csv and the curves are rebuilt from all records at the end."""
 
 MASKS = {"none": False, "padding": True}
 
@@ -63,7 +63,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The request; a mistake ends the process with exit code 2."""
     known = attention.names()
     parser = argparse.ArgumentParser(
-        "scripts/efficiency.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "scripts/efficiency.py",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--protocol lra, mra or skyformer measures as a paper did; --protocol lra --help shows its options.",
     )
     add = parser.add_argument
     add("--only", type=_list(_one_of(known)), default=known, metavar="NAME,…", help="attentions; default: all")
@@ -75,7 +78,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"of {_joined(MASKS)}; default: both")  # fmt: skip
     tokens = ", ".join(f"{count} for {heads}x{dim}" for (heads, dim), count in TOKENS.items())
     add("--tokens", type=_positive, help=f"tokens of a call; default: {tokens}")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: the GPU if there is one")
+    add("--device", default="cuda", help="default: cuda; cpu for a look at small sizes")
     add("--results-dir", type=Path, default=Path("results"), help="default: results")
     request = parser.parse_args(arguments)
     if BASELINE not in request.only:
@@ -83,7 +86,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     request.shapes = [shapes[name] for name in request.shapes]
     request.masks = [MASKS[name] for name in request.masks]
     if request.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {request.device} is not here; --device cpu measures tiny sizes with a clock")
+        parser.error(f"--device {request.device} is not here; --device cpu --tokens 2048 --lengths 256,512 has a look")
     return request
 
 

@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add(
         "--batch", type=int, help="another batch, for a look on a small machine: the protocol is then named NAME-batchN"
     )
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: the GPU if there is one")
+    add("--device", default="cuda", help="default: cuda; cpu for a look at small sizes")
     add("--results-dir", type=Path, default=Path("results"), help="default: results")
     request = parser.parse_args(arguments)
     try:

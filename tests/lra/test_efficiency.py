@@ -326,9 +326,11 @@ def test_a_lost_device_ends_the_run_and_spoils_no_other_row(tmp_path: Path, monk
         (["--lengths", "1024,0"], "argument --lengths: '0' is not possible; it must be a positive integer"),
         (["--shapes", "4x32"], "argument --shapes: 4x32 is unknown; known: 2x32, 8x64"),
         (["--masks", "causal"], "argument --masks: causal is unknown; known: none, padding"),
+        ([], "--device cuda is not here; --device cpu --tokens 2048 --lengths 256,512 has a look"),
     ],
 )
-def test_a_mistake_ends_with_what_is_allowed(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_a_mistake_ends_with_what_is_allowed(arguments: list[str], message: str, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2

@@ -85,7 +85,7 @@ def contract(name: str, tests: Path = TESTS) -> Outcome:
     try:
         import pytest
     except ImportError as error:
-        raise UserError("the contract's tests need pytest: pip install 'lra-harness[dev]'") from error
+        raise UserError("the contract's tests need pytest: pip install -e '.[dev]'") from error
     outcome = Outcome(name)
     with contextlib.redirect_stdout(io.StringIO()):
         code = pytest.main([str(tests), "-q", "--import-mode=importlib", "-p", "no:cacheprovider"], plugins=[outcome])

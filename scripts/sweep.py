@@ -22,5 +22,5 @@ if __name__ == "__main__":
     except ModuleNotFoundError as error:
         if error.name != "submitit":
             raise
-        sys.exit("scripts/sweep.py needs submitit; pip install 'lra-harness[cluster]'")
+        sys.exit("scripts/sweep.py needs submitit; pip install -e '.[cluster]'")
     sys.exit(main(sys.argv[1:], runpy.run_path(str(ROOT / "run.py"), run_name="run")["main"]))

@@ -28,7 +28,7 @@ class SlurmLauncher(Launcher):
         try:
             from lra.sweep import submission  # Hydra imports this file whichever launcher runs; few need submitit
         except ModuleNotFoundError as error:
-            raise UserError("hydra/launcher=slurm needs submitit; pip install 'lra-harness[cluster]'") from error
+            raise UserError("hydra/launcher=slurm needs submitit; pip install -e '.[cluster]'") from error
         from lra.sweep.settings import Settings
 
         settings = Settings(**self.settings)

@@ -178,5 +178,7 @@ def _keys_beside(key: str) -> str:
             known = list(options(name or DEFAULTS[section]))
             has = f"the options {', '.join(known)}" if known else "no options"
             return f"{section}={name or DEFAULTS[section]} has {has}"
+    if section == "hydra.launcher":
+        return "the files of conf/hydra/launcher hold its settings"
     known = configuration.section_keys(section)
     return f"there are {', '.join(known)}" if known else "`python run.py --cfg job` shows all keys"

@@ -171,6 +171,8 @@ class Config:
         _require("", 0 <= self.seed < 2**31, "seed", self.seed, "it must be in [0, 2^31)")
         known = isinstance(self.rerun, bool) or self.rerun == "failed"  # 0 == False, yet would repeat every cell
         _require("", known, "rerun", self.rerun, "it must be false, true or failed")
+        for key, folder in (("results_dir", self.results_dir), ("data.root", self.data.root)):
+            _require("", bool(folder), key, folder, "it must name a folder")
         parts, devices, batch = self.trainer.accumulate, self.trainer.devices, self.training.batch_size
         allowed = f"it must divide training.batch_size={batch}"
         _require("trainer.", batch % parts == 0, "accumulate", parts, allowed)

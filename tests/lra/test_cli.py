@@ -58,6 +58,11 @@ ROOT = Path(launcher.RUN).parent
         ("training.learning_rate=inf", "training.learning_rate=inf is not possible; it must be finite"),
         ("+attention.num_heads=4", "attention.num_heads=4 is not possible; the model and the task set it"),
         ("attention.name=lln", "attention.name=lln is not possible; choose with attention=<name>"),
+        ("data.root=", "data.root= is not possible; it must name a folder"),
+        (
+            "-m hydra.launcher.foo=3",
+            "hydra.launcher.foo=3 is unknown: the files of conf/hydra/launcher hold its settings",
+        ),
         ("rerun=maybe", "rerun=maybe is not possible; it must be false, true or failed"),
         ("rerun=0", "rerun=0 is not possible; it must be false, true or failed"),
     ],
@@ -88,6 +93,11 @@ def test_kernels_without_a_device_are_a_mistake(tmp_path, capfd, monkeypatch):
 def test_a_cell_that_is_named_twice_stops_a_multirun(tmp_path, capfd):
     assert command("-m", "task=listops", "task=text", f"results_dir={tmp_path}") == 2
     assert capfd.readouterr().err.startswith("task is given twice, listops and text")
+
+
+def test_results_without_a_folder_are_a_mistake(capfd):
+    assert command("results_dir=", "data.root=data") == 2
+    assert capfd.readouterr().err == "results_dir= is not possible; it must name a folder\n"
 
 
 def test_a_multirun_checks_all_cells_before_it_starts_one(tmp_path, capfd):

@@ -94,7 +94,7 @@ def _results(record: Record, row: dict[str, Any] | None) -> list[tuple[str, str]
             f"{total} test items, {'the last checkpoint' if chosen == 'last' else f'checkpoint chosen on {chosen}'}",
         ),
         ("class prior", _number(record.get("class_prior"), ".1%", missing="unknown").replace("%", " %")),
-        ("published", _published(Cell.of(record))),
+        ("published", _published(record)),
         ("speed", _number(record.get("steps_per_s"), ".2f", " steps/s", missing="not measured")),
         ("peak memory", _number(record.get("peak_mem_mib"), ",.0f", " MiB", missing="not measured on this device")),
     ]
@@ -111,13 +111,16 @@ def _failure(record: Record) -> list[tuple[str, str]]:
     return [("status", record["status"]), ("message", record.get("message") or "none")]
 
 
-def _published(cell: Cell) -> str:
+def _published(record: Record) -> str:
+    cell = Cell.of(record)
     known = literature.lookup(cell.attention, cell.task, cell.protocol)
     if known is None:
         return "no published value stands beside this cell"
     if known.accuracy is None:
         return f"no value: {known.setting}"
     doubt = "" if known.certainty == "source" else f" (certainty: {known.certainty})"
+    if record["cell"].get("starred") or any(key.startswith("attention.") for key in cell.overrides):
+        doubt += f"; does not compare, this cell overrides {', '.join(cell.overrides)}"
     return f"{known.accuracy:.2f} %   {known.source}{doubt}"
 
 

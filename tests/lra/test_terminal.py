@@ -29,6 +29,12 @@ def test_a_finished_cell_shows_accuracy_interval_prior_published_value_speed_mem
     assert "over 3 seeds" in shown(*(record(seed=k) for k in range(3)))
 
 
+def test_a_published_value_beside_a_cell_with_other_options_is_said_not_to_compare() -> None:
+    assert "does not compare" not in shown(record())
+    changed = shown(record(overrides={"model.dim": 32}, starred=True), width=240)
+    assert "does not compare, this cell overrides model.dim" in changed
+
+
 def test_a_demo_says_on_the_screen_that_it_does_not_compare() -> None:
     assert "does not compare" in shown(record(budget="demo"))
     assert "does not compare" in shown(record(budget="demo"), multirun=True)

@@ -202,6 +202,12 @@ def test_options_must_be_positive_integers(name: str, key: str, value: object):
         build(name, **{key: value})
 
 
+def test_linformers_projection_starts_as_gaussian_of_deviation_two_hundredths():
+    projection = build("linformer").projection  # 102,400 numbers
+    assert projection.shape == (2, 256, 200)
+    assert float(projection.detach().std()) == pytest.approx(0.02, rel=0.02)
+
+
 def test_one_projection_a_head_or_for_all_is_true_or_false():
     with pytest.raises(ValueError, match=r"^attention\.per_head='no' must be true or false$"):
         build("linformer", per_head="no")

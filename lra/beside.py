@@ -17,7 +17,7 @@ from lra.summary import summary
 CELLS = ROW[1:]
 """What rows must share to stand beside each other: task, protocol, budget, data, device."""
 
-CALLS = ("device", "heads", "head_dim", "dtype", "masked", "length", "batch")
+CALLS = ("device", "heads", "head_dim", "tokens", "dtype", "masked", "length")
 """The same of measured calls."""
 
 NAMES = {"data_digest": "data digest", "head_dim": "head dimension", "masked": "padding mask"}

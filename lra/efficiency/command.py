@@ -104,13 +104,15 @@ def finish(results_dir: Path, device: str) -> None:
 def summary(frame: pd.DataFrame) -> str:
     """For each shape and mask: time ratio by length, and the slopes, a line an attention."""
     parts = []
-    slopes = table.slopes(frame).set_index(["attention", "heads", "head_dim", "masked"])
-    shapes: Any = frame.groupby(["heads", "head_dim", "masked"])
-    for (heads, dim, masked), rows in shapes:
+    scope = ["heads", "head_dim", "tokens", "masked"]
+    slopes = table.slopes(frame).set_index(["attention", *scope])
+    shapes: Any = frame.groupby(scope)
+    for (heads, dim, tokens, masked), rows in shapes:
         shown = rows.pivot_table("time_ratio", "attention", "length", dropna=False)
         for slope in table.SLOPES:
-            shown[slope] = [slopes.loc[(name, heads, dim, masked), slope] for name in shown.index]
-        parts.append(f"forward + backward over softmax's, H={heads} D={dim}{' padding mask' if masked else ''}")
+            shown[slope] = [slopes.loc[(name, heads, dim, tokens, masked), slope] for name in shown.index]
+        about = f"H={heads} D={dim}, {tokens:,} tokens{', padding mask' if masked else ''}"
+        parts.append(f"forward + backward over softmax's, {about}")
         parts.append(shown.to_string(float_format="%.3f", na_rep=""))
     return "\n".join(parts)
 

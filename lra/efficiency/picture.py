@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from lra.efficiency.table import shape_name
 from lra.figures import lengths
 from lra.figures.lengths import Panel
 from lra.figures.rows import FOLDER, Picture
@@ -15,15 +16,15 @@ PANELS = (
     ("fwd_bwd_ms", "forward + backward (ms a sequence)"),
     ("peak_mem_mib", "peak memory (MiB a sequence)"),
 )
-SHAPE = ["device", "heads", "head_dim", "dtype"]
+SHAPE = ["device", "heads", "head_dim", "tokens", "dtype"]
 
 
 def draw(results_dir: str | Path, frame: pd.DataFrame) -> Iterable[Picture]:
     """One picture for each device and shape with something measured: a row of panels without and one with a mask."""
     shapes: Any = frame[frame["fwd_bwd_ms"] > 0].groupby(SHAPE)
-    for (device, heads, head_dim, dtype), rows in shapes:
-        path = Path(results_dir, FOLDER, f"efficiency-{slug(device)}-h{heads}-d{head_dim}-{dtype}")
-        tokens = int((rows["batch"] * rows["length"]).max())
+    for (device, heads, head_dim, tokens, dtype), rows in shapes:
+        shape = shape_name(heads, head_dim, tokens, dtype)
+        path = Path(results_dir, FOLDER, f"efficiency-{slug(device)}-{shape}")
         title = f"{device}, H = {heads}, D = {head_dim}, {dtype}, {tokens:,} tokens a call"
         measured = [(column, label) for column, label in PANELS if any(rows[column] > 0)]  # a CPU tells no memory
         panels = [_panels(rows[rows["masked"] == masked], masked, measured) for masked in sorted(set(rows["masked"]))]

@@ -12,13 +12,14 @@ import pandas as pd
 from filelock import FileLock
 
 from lra.efficiency import baseline
+from lra.efficiency.cases import TOKENS
 from lra.efficiency.measure import KIND
 from lra.record import SCHEMA, Record, write_json, write_text
 
 FILE, FOLDER = "efficiency.csv", "efficiency"
 """The table, and where its records lie, below the results folder."""
 
-KEY = ("attention", "length", "heads", "head_dim", "dtype", "masked", "device")
+KEY = ("attention", "length", "heads", "head_dim", "tokens", "dtype", "masked", "device")
 """What a row is."""
 
 NUMBERS = (
@@ -43,11 +44,17 @@ def directory(results_dir: str | Path, device: str) -> Path:
 def store(results_dir: str | Path, record: Record) -> Path:
     """Write a record where its row belongs; an earlier one of the same row is replaced."""
     row = record["row"]
-    shape = f"h{row['heads']}-d{row['head_dim']}-{row['dtype']}"
+    shape = shape_name(row["heads"], row["head_dim"], row["tokens"], row["dtype"])
     name = f"n{row['length']}{'-masked' if row['masked'] else ''}.json"
     path = directory(results_dir, row["device"]) / shape / row["attention"] / name
     write_json(path, record)
     return path
+
+
+def shape_name(heads: int, head_dim: int, tokens: int, dtype: str) -> str:
+    """`h2-d32-bfloat16`; calls of another size than the shape's usual one say theirs, `h2-d32-t2048-bfloat16`."""
+    size = "" if tokens == TOKENS.get((heads, head_dim)) else f"-t{tokens}"
+    return f"h{heads}-d{head_dim}{size}-{dtype}"
 
 
 def read(results_dir: str | Path) -> tuple[list[Record], list[str]]:
@@ -88,7 +95,7 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
     """One row a record, sorted by shape, mask, attention and length."""
     frame = pd.DataFrame([row_of(record) for record in records], columns=list(COLUMNS))
     frame = frame.astype(dict.fromkeys(NUMBERS, "float64"))
-    by = ["device", "heads", "head_dim", "dtype", "masked", "attention", "length"]
+    by = ["device", "heads", "head_dim", "tokens", "dtype", "masked", "attention", "length"]
     return frame.sort_values(by=by, ignore_index=True)
 
 

@@ -34,7 +34,7 @@ LEADERBOARD: Columns = {
 
 EFFICIENCY: Columns = {
     "attention": ("attention", ""), "length": ("length", ",d"), "heads": ("H", "d"), "head_dim": ("D", "d"),
-    "masked": ("mask", ""), "batch": ("batch", "d"), "fwd_ms": ("forward ms", ".4g"),
+    "masked": ("mask", ""), "tokens": ("tokens", ",d"), "batch": ("batch", "d"), "fwd_ms": ("forward ms", ".4g"),
     "fwd_bwd_ms": ("forward + backward ms", ".4g"), "peak_mem_mib": ("MiB", ",.1f"),
     "fwd_ratio": ("forward / softmax", ".3f"), "time_ratio": ("time / softmax", ".3f"),
     "memory_ratio": ("memory / softmax", ".3f"), "bandwidth_fraction": ("share of bandwidth", ".3f"),

@@ -86,7 +86,7 @@ def test_measured_calls_stand_beside_those_of_the_same_shape_on_the_same_device(
     assert [(row["attention"], row["length"]) for row in rows(paths[0])] == [("lln (h100)", "1024"), ("mine", "1024")]
     assert len(refused) == 2
     assert refused[1] == "device A100 has no row of yours: 1 rows of h100 left out"
-    assert "length is 2048, yours 1024, batch is 64, yours 128" in refused[0]
+    assert "length is 2048, yours 1024:" in refused[0]
 
 
 def test_a_folder_that_is_not_there_or_holds_nothing_is_one_line(tmp_path: Path) -> None:

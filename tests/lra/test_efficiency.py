@@ -258,6 +258,15 @@ def test_tables_and_pictures_are_the_same_bytes_whatever_the_order(tmp_path: Pat
     assert len(rows) == len(records)
 
 
+def test_calls_of_another_size_are_rows_and_curves_of_their_own(tmp_path: Path):
+    usual, small = row_record("lln", 1024), row_record("lln", 1024, tokens=2048, fwd_bwd_ms=0.01)
+    paths = {table.store(tmp_path, record) for record in (usual, small)}
+    assert {path.parts[-3] for path in paths} == {"h2-d32-bfloat16", "h2-d32-t2048-bfloat16"}
+    frame, _ = table.refresh(tmp_path)
+    assert frame["tokens"].to_list() == [2048, 131_072]
+    assert len(list(picture.draw(tmp_path, frame))) == 2
+
+
 def test_a_record_that_cannot_be_used_is_named_and_left_out(tmp_path: Path):
     path = table.store(tmp_path, row_record())
     path.with_name("n2048.json").write_text("{")

@@ -19,7 +19,6 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from rich.console import Console
 from torch._dynamo.utils import counters
 
-from kernels.common.launch import INTERPRETED
 from lra import predictions, provenance, tasks
 from lra.checkpoints import BEST, LAST, Checkpoints, best_point
 from lra.config import Config
@@ -324,7 +323,11 @@ def _device(accelerator: str, devices: int, rank: int) -> torch.device:
 
 
 def _check_kernels(impl: str | None, device: torch.device) -> None:
-    if impl == "triton" and device.type != "cuda" and not INTERPRETED:
+    if impl != "triton" or device.type == "cuda":
+        return
+    from kernels.common.launch import INTERPRETED  # Triton is needed only here
+
+    if not INTERPRETED:
         raise UserError(
             "attention.impl=triton is not possible; this cell runs on the CPU, use auto or reference "
             "(TRITON_INTERPRET=1 runs the kernels there, slowly)"

@@ -83,7 +83,7 @@ def test_cuda_without_a_device_is_a_mistake(tmp_path, capfd, monkeypatch):
 
 
 def test_kernels_without_a_device_are_a_mistake(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("lra.train.INTERPRETED", False)
+    monkeypatch.setattr("kernels.common.launch.INTERPRETED", False)
     arguments = ("attention=lln", "attention.impl=triton", "trainer.accelerator=cpu")
     assert command(*arguments, f"results_dir={tmp_path}/results") == 2
     assert capfd.readouterr().err.startswith("attention.impl=triton is not possible; this cell runs on the CPU")

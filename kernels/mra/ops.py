@@ -99,13 +99,26 @@ def select_blocks(
     chosen, _ = triton_lists.select(q, k, k, key_mask, False, block_size, budget, first_blocks, diagonal_blocks)
     num_blocks = -(-q.shape[2] // block_size)
     pairs = owners(chosen.starts, chosen.listed) * num_blocks + chosen.listed
-    return pairs.view(*q.shape[:2], budget)
+    return filled(pairs, chosen.starts[:, -1:], num_blocks**2).view(*q.shape[:2], budget)
 
 
 def owners(starts: Tensor, listed: Tensor) -> Tensor:
     """The block whose list each slot of `listed` belongs to, (B·H, m) int64."""
     slot = torch.arange(listed.shape[1], device=listed.device, dtype=starts.dtype).expand(listed.shape)
     return torch.searchsorted(starts, slot.contiguous(), right=True) - 1
+
+
+def filled(pairs: Tensor, number: Tensor, total: int) -> Tensor:
+    """The first `number` (B·H, 1) of `pairs` (B·H, m), then the lowest of all `total` that are not among them; sorted.
+
+    The kernels list pairs with real tokens on both sides alone; where those are fewer than m, the others are refined
+    by name.
+    """
+    slot = torch.arange(pairs.shape[1], device=pairs.device)
+    pairs = pairs.where(slot < number, total)
+    among = torch.zeros(len(pairs), total + 1, dtype=torch.bool, device=pairs.device).scatter(1, pairs, True)
+    others = among[:, :total].byte().argsort(stable=True).gather(1, (slot - number).clamp(min=0))
+    return pairs.where(slot < number, others).sort(-1).values
 
 
 def _budget(length: int, block_size: int, blocks_per_row: int) -> int:

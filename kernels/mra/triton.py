@@ -9,7 +9,8 @@ With b tokens a block, m refined pairs and nb blocks in each of B·H heads, a ca
 
 so that at 8 blocks of 32 a row the 65,536 tiles of the table decide: 0.27 GB gathered and 67 million exponentials in
 each of three passes. A program owns one block of queries (in the backward pass also of keys) and walks its list: every
-sum has one owner and one order. Its own tiles stay in registers, and the index of the next block is read a step ahead.
+sum has one owner and one order. Its own tiles stay in registers; the index of the next block, and which of its tokens
+are real, are read a step ahead, or the gathers would wait for them and could not be kept in flight.
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
@@ -34,16 +35,16 @@ UNSEEN = tl.constexpr(1e30)
 class Walk(NamedTuple):
     """How a pass over lists of blocks is launched: warps of a program, stages of the loads.
 
-    registers   of a thread, at most, for bf16 in blocks of up to 32 tokens without padding (else it would spill);
-                0: no limit. Programs are short and wait for their gathers, so that many should be resident
+    registers   of a thread, at most, for bf16 in blocks of up to 32 tokens (else it would spill); 0: no limit.
+                Programs are short and wait for their gathers, so that many should be resident
     """
 
     warps: int
     stages: int
     registers: int = 0
 
-    def options(self, dtype: torch.dtype, dense: bool, block_size: int) -> dict[str, int]:
-        capped = self.registers > 0 and dense and dtype == torch.bfloat16 and block_size <= 32
+    def options(self, dtype: torch.dtype, block_size: int) -> dict[str, int]:
+        capped = self.registers > 0 and dtype == torch.bfloat16 and block_size <= 32
         limit = dict(maxnreg=self.registers) if capped else {}
         return dict(num_warps=self.warps, num_stages=self.stages, **limit)
 
@@ -114,12 +115,14 @@ def attend_kernel(
         total += tl.load(coarse_sum_ptr + row * BLOCK_D + offset_d)[None, :]
     q = operand(q, BLOCK_D, COMPUTE, OPERAND, PRECISION)
     y = listed_block(listed_ptr, first, last)
+    real_y = real_listed(mask_ptr, mask_n, y * BLOCK, length, offset_n, DENSE, HAS_MASK)
     for slot in range(first, last):
         following = listed_block(listed_ptr, slot + 1, last)
-        keep = real_listed(mask_ptr, mask_n, y * BLOCK, length, offset_n, DENSE, HAS_MASK)
+        keep = real_y
         k = load_rows(k_ptr, k_n, y * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
         v = load_rows(v_ptr, v_n, y * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
         y = following
+        real_y = real_listed(mask_ptr, mask_n, y * BLOCK, length, offset_n, DENSE, HAS_MASK)
         logits = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION)
         logits = tl.where(keep[None, :], logits, -float("inf"))
         higher = tl.maximum(peak, tl.max(logits, axis=1) * SCALE)
@@ -154,11 +157,11 @@ def forward(
     chosen, coarse = select(q, k, v, key_mask, full, block_size, budget, first_blocks, diagonal_blocks)
     out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
     log_mass = torch.empty(batch * heads, num_blocks * block_size, dtype=state_dtype(q.dtype), device=q.device)
-    walk, dense = ATTEND[width], is_dense(length, key_mask, block_size)
+    walk = ATTEND[width]
     attend_kernel[(batch * heads * num_blocks,)](
         q, *strides(q), k, *strides(k), v, *strides(v), *mask_arguments(key_mask, q), chosen.starts, chosen.listed,
         chosen.peaks, *coarse, out, *strides(out), log_mass, length, heads, num_blocks, chosen.counts.shape[1], budget,
-        FULL=full, HAS_MASK=key_mask is not None, DENSE=dense, BLOCK=block_size,
-        HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options(q.dtype, dense, block_size),
+        FULL=full, HAS_MASK=key_mask is not None, DENSE=is_dense(length, key_mask, block_size), BLOCK=block_size,
+        HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype), **walk.options(q.dtype, block_size),
     )  # fmt: skip
     return out, log_mass, *chosen

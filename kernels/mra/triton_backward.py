@@ -140,12 +140,14 @@ def queries_kernel(
     grad_q = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
     q, grad = operand(q, BLOCK_D, COMPUTE, OPERAND, PRECISION), operand(grad, BLOCK_D, COMPUTE, OPERAND, PRECISION)
     y = listed_block(listed_ptr, first, last)
+    real_y = real_listed(mask_ptr, mask_n, y * BLOCK, length, offset_n, DENSE, HAS_MASK)
     for slot in range(first, last):
         following = listed_block(listed_ptr, slot + 1, last)
-        keep = real_listed(mask_ptr, mask_n, y * BLOCK, length, offset_n, DENSE, HAS_MASK)
+        keep = real_y
         k = load_rows(k_ptr, k_n, y * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
         v = load_rows(v_ptr, v_n, y * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
         y = following
+        real_y = real_listed(mask_ptr, mask_n, y * BLOCK, length, offset_n, DENSE, HAS_MASK)
         logits = product(q, tl.trans(k), COMPUTE, OPERAND, PRECISION)
         weights = tl.where(keep[None, :], tl.exp2(logits * SCALE - log_mass[:, None]), 0.0)
         reading = product(grad, tl.trans(v), COMPUTE, OPERAND, PRECISION)
@@ -191,14 +193,16 @@ def keys_kernel(
     grad_k, grad_v = tl.zeros((BLOCK, BLOCK_D), COMPUTE), tl.zeros((BLOCK, BLOCK_D), COMPUTE)
     k, v = operand(k, BLOCK_D, COMPUTE, OPERAND, PRECISION), operand(v, BLOCK_D, COMPUTE, OPERAND, PRECISION)
     x = listed_block(listed_ptr, first, last)
+    real_x = real_listed(mask_ptr, mask_n, x * BLOCK, length, offset_n, DENSE, HAS_MASK)
     for slot in range(first, last):
         following = listed_block(listed_ptr, slot + 1, last)
-        keep = real_listed(mask_ptr, mask_n, x * BLOCK, length, offset_n, DENSE, HAS_MASK)
+        keep = real_x
         q = load_rows(q_ptr, q_n, x * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
         grad = load_rows(grad_ptr, grad_n, x * BLOCK, offset_n, keep, HEAD_DIM, BLOCK_D)
         # Rows of padding may hold anything here: nothing of them is stored.
         log_mass, delta = tl.load(log_mass_ptr + x * BLOCK + offset_n), tl.load(delta_ptr + x * BLOCK + offset_n)
         x = following
+        real_x = real_listed(mask_ptr, mask_n, x * BLOCK, length, offset_n, DENSE, HAS_MASK)
         logits = product(k, tl.trans(q), COMPUTE, OPERAND, PRECISION)
         weights = tl.exp2(logits * SCALE - log_mass[None, :])
         grad_v += product(weights, grad, COMPUTE, OPERAND, PRECISION)
@@ -267,20 +271,19 @@ def backward(
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     inputs = (q, *strides(q), k, *strides(k), v, *strides(v), grad, *strides(grad), *mask_arguments(key_mask, q))
     sizes, grid = (length, heads, num_blocks, side, budget), (batch * heads * num_blocks,)
-    dense = is_dense(length, key_mask, block_size)
     constants = dict(
-        FULL=full, HAS_MASK=key_mask is not None, DENSE=dense, BLOCK=block_size,
+        FULL=full, HAS_MASK=key_mask is not None, DENSE=is_dense(length, key_mask, block_size), BLOCK=block_size,
         HEAD_DIM=dim, BLOCK_D=width, **arithmetic(q.dtype),
     )  # fmt: skip
     walk = KEYS[width]
     keys_kernel[grid](
         *inputs, starts, listed, log_mass, delta, coarse[1], coarse[2],
         grad_k, *strides(grad_k), grad_v, *strides(grad_v), *sizes,
-        **constants, **walk.options(q.dtype, dense, block_size),
+        **constants, **walk.options(q.dtype, block_size),
     )  # fmt: skip
     walk = QUERIES[width]
     queries_kernel[grid](
         *inputs, chosen.starts, chosen.listed, log_mass, delta, coarse[0], grad_q, *strides(grad_q), *sizes,
-        **constants, **walk.options(q.dtype, dense, block_size),
+        **constants, **walk.options(q.dtype, block_size),
     )  # fmt: skip
     return grad_q, grad_k, grad_v

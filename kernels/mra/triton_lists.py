@@ -40,7 +40,7 @@ class Selection(NamedTuple):
     counts: Tensor  # (B·H, P) real tokens
     bits: Tensor  # (B·H, W, P) int32: bit x mod 32 of word (x // 32, y) is set where (x, y) is refined
     words: Tensor  # (B·H, W) int32: pairs refined in 32 columns
-    starts: Tensor  # (B·H, P + 1) int32: where the list of x begins in `listed`
+    starts: Tensor  # (B·H, P + 1) int32: where the list of x begins in `listed`, and the end of the last
     listed: Tensor  # (B·H, m) int32: the y refined for each x, ascending
     peaks: Tensor  # (B·H, P): log₂ of max e^S over the unrefined y of each x
     weights: Tensor  # (B·H, P, P): c_y e^S / 2^peak of the unrefined pairs, else 0; empty without a coarse part
@@ -100,8 +100,6 @@ def finish_kernel(
     threshold, quota = tl.load(threshold_ptr + 2 * head), tl.load(threshold_ptr + 2 * head + 1).to(tl.int32)
     begin, tied_in_row, ties = row_shares(tally_ptr, head, side, tile * ROWS, quota, ROWS, PREFIX)
     tl.store(start_ptr + head * (side + 1) + x, begin)
-    if tile == 0:
-        tl.store(start_ptr + head * (side + 1) + side, budget)
     parted = tl.max(((ties > 0) & (ties < tied_in_row)).to(tl.int32)) > 0
     tied_before, mass = tl.zeros((ROWS,), tl.int32), tl.zeros((ROWS,), COMPUTE)
     total = tl.zeros((ROWS, BLOCK_D), COMPUTE)
@@ -130,6 +128,8 @@ def finish_kernel(
             tl.store(weight_ptr + row[:, None] * side + y[None, :], weights.to(OPERAND))
             total += product(weights, mean_v, COMPUTE, OPERAND, PRECISION)
             mass += tl.sum(weights, axis=1)
+    if tile == tiles - 1:
+        tl.store(start_ptr + head * (side + 1) + side, tl.max(begin))
     if FULL:
         peak = tl.where(rest < float("inf"), (tl.load(peak_ptr + row) - rest) * LOG2E, NEVER)
         tl.store(coarse_peak_ptr + row, peak)
@@ -150,8 +150,8 @@ def columns_kernel(bits_ptr, words_ptr, start_ptr, listed_ptr, side, budget, BLO
     refined = tl.sum(count, axis=0)
     begin = before + tl.cumsum(refined, axis=0) - refined
     tl.store(start_ptr + head * (side + 1) + y, begin)
-    if group == 0:
-        tl.store(start_ptr + head * (side + 1) + side, budget)
+    if group == words - 1:
+        tl.store(start_ptr + head * (side + 1) + side, before + tl.sum(refined))
     slot = begin[None, :] + tl.cumsum(count, axis=0) - count
     list_bits(listed_ptr + head * budget, slot, bits, 32 * word[:, None])
 

@@ -7,7 +7,8 @@
     tally    how many pairs of each row are better than it, and how many tie with it
 
 Up to 128 blocks the sample is the head, and rank does it all. Else a head is read four times, and written once: P²
-numbers in float32.
+numbers in float32. Where fewer pairs have real tokens on both sides, no others fill the choice up: nothing of them
+would be read, and the rows that hold them would be walked longest.
 
 A pair's key orders as `kernels.mra.reference.select_blocks` does: class (occupied, priors), then the bits of the
 float32 max S − S ≥ 0. It is computed once and read from memory afterwards, so that all passes agree in its last bit.
@@ -120,10 +121,11 @@ def sample_bounds(key, rank, last, ROWS: tl.constexpr, CHUNK: tl.constexpr, GROU
 
 
 @triton.jit
-def store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota):
+def store_threshold(threshold_ptr, words_ptr, head, side, threshold, quota, BITS: tl.constexpr):
     """(B·H, 2) int64: the key of pair number m, and how many pairs with that key are refined; zeros for `words`."""
     tl.store(threshold_ptr + 2 * head, threshold)
-    tl.store(threshold_ptr + 2 * head + 1, quota.to(tl.int64))
+    without_tokens = threshold >> BITS - 1 > 0
+    tl.store(threshold_ptr + 2 * head + 1, tl.where(without_tokens, 0, quota).to(tl.int64))
     words = side // 32
     for first in range(0, words, 128):
         word = first + tl.arange(0, 128)
@@ -193,7 +195,7 @@ def rank_kernel(
         tl.store(bound_ptr + part + 1, high)
         if WHOLE:
             better, tied, rest = tallies(drop, key, high)
-            store_threshold(threshold_ptr, words_ptr, head, side, high, share - tl.sum(better))
+            store_threshold(threshold_ptr, words_ptr, head, side, high, share - tl.sum(better), BITS)
             store_tally(tally_ptr, rest_ptr, head, side, x, better, tied, rest)
 
 
@@ -261,7 +263,7 @@ def settle_kernel(
             enough = count_candidates(candidate_ptr, number, middle + 1, SIZE) >= rank
             low, high = tl.where(enough, low, middle + 1), tl.where(enough, middle, high)
         before = count_candidates(candidate_ptr, number, high, SIZE)
-    store_threshold(threshold_ptr, words_ptr, head, side, high, rank - before)
+    store_threshold(threshold_ptr, words_ptr, head, side, high, rank - before, BITS)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from replay import replayed
 from sm90 import assert_compiles, tiers
 from tolerance import assert_as_good_as, assert_exact
 from torch import Tensor
+from torch.nn.functional import pad
 
 import attention
 from kernels.mra import mra_attention, select
@@ -57,15 +58,19 @@ def selections(q: Tensor, k: Tensor, mask: Tensor | None, block_size: int, block
     blocks = -(-q.shape[2] // block_size)
     budget = min(blocks_per_row * blocks, blocks**2)
     chosen, _ = select(q, k, k, mask, True, block_size, budget, *priors)
-    pairs = []
-    for starts, listed in ((chosen.starts, chosen.listed), transpose(chosen)):
-        assert (starts[:, 0] == 0).all()
-        assert (starts[:, -1] == budget).all()
-        pairs.append((ops.owners(starts, listed), listed.long()))
-    by_row, by_column = pairs[0][0] * blocks + pairs[0][1], pairs[1][1] * blocks + pairs[1][0]
-    assert (by_row.diff(dim=-1) > 0).all(), "lists are in order"
-    shape = (*q.shape[:2], budget)
-    return by_row.view(shape), by_column.sort(-1).values.view(shape)
+    real = torch.ones(1, q.shape[2]).bool() if mask is None else mask
+    occupied = pad(real, (0, -q.shape[2] % block_size)).unflatten(1, (-1, block_size)).any(-1).sum(-1)
+    number = occupied.square().clamp(max=budget).expand(len(q)).repeat_interleave(q.shape[1])[:, None]
+    shape, listings = (*q.shape[:2], budget), []
+    for (starts, listed), own in (((chosen.starts, chosen.listed), (blocks, 1)), (transpose(chosen), (1, blocks))):
+        assert (starts[:, :1] == 0).all()
+        assert torch.equal(starts[:, -1:], number.int()), "pairs without real tokens are not walked"
+        pairs = ops.owners(starts, listed) * own[0] + listed.long() * own[1]
+        if own[1] == 1:
+            behind = torch.arange(1, budget, device=q.device) >= number
+            assert (behind | (pairs.diff(dim=-1) > 0)).all(), "lists are in order"
+        listings.append(ops.filled(pairs, number, blocks**2).view(shape))
+    return listings
 
 
 def evaluate(inputs: list[Tensor], call, dtype: torch.dtype, device: str | torch.device) -> list[Tensor]:

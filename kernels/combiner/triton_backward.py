@@ -62,8 +62,10 @@ def summaries_backward_kernel(
         key_ptr + at * BLOCK_D, value_ptr + at * BLOCK_D, bias_ptr + at, first, spans, BLOCK_G, BLOCK_D, COMPUTE
     )
     grad_key, grad_value = tl.zeros((BLOCK_G, BLOCK_D), COMPUTE), tl.zeros((BLOCK_G, BLOCK_D), COMPUTE)
+    coming = real_rows(mask_ptr, mask_n, part * chunk, length, offset_n, HAS_MASK)
     for start in range(part * chunk, tl.minimum((part + 1) * chunk, length), BLOCK_N):
-        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        # Read a step ahead: loads that wait for a mask could not be kept in flight.
+        real, coming = coming, real_rows(mask_ptr, mask_n, start + BLOCK_N, length, offset_n, HAS_MASK)
         keep = start + offset_n < length
         q = load_rows(q_ptr, q_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
         out = load_rows(out_ptr, out_n, start, offset_n, real, HEAD_DIM, BLOCK_D)

@@ -1,61 +1,62 @@
 """Kernels compiled ahead of a run, by several processes at once: Triton keeps what they compile on disk."""
 
-import itertools
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from lra.efficiency.calls import draw, inference, training
+from kernels.common.compilation import Variant, variants
+from lra.efficiency.calls import Inputs, draw, inference, training
 from lra.efficiency.cases import Case
 from lra.efficiency.check import small
 from lra.efficiency.measure import Run
 
-MOST_WORKERS = 12
-"""Each holds a context of its own on the device, about half a GB, and the driver makes one context after the other."""
+MOST_WORKERS = 16
+"""Each takes seconds of a core to start, as long as five or so kernels."""
 
 
 def compile_ahead(groups: Sequence[Sequence[Case]], device: torch.device) -> int:
-    """Run every case that has kernels of ours once in another process; returns the number of processes.
+    """Compile every kernel that the cases launch, each once, in other processes; returns their number.
 
     What goes wrong there goes wrong again in the run, and is recorded there.
     """
-    first, rest = waves(case for group in groups for case in group)
-    workers = min(len(first), MOST_WORKERS, os.cpu_count() or 1)
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
     if device.type != "cuda" or workers < 2:
         return 0
     try:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for wave in (first, rest):
-                list(pool.map(_run_once, wave, itertools.repeat(str(device))))
+            for variant in needed(groups, device):
+                pool.submit(variant.compile)
     except BrokenProcessPool:
         pass
+    torch.cuda.empty_cache()
     return workers
 
 
-def waves(cases: Iterable[Case]) -> tuple[list[Case], list[Case]]:
-    """The cases that need kernels: of each attention and shape the first, then all others.
+def needed(groups: Sequence[Sequence[Case]], device: torch.device) -> Iterator[Variant]:
+    """What the cases launch, each variant once; the longest lengths first, whose kernels take longest."""
+    seen: set[tuple[str, str, str]] = set()
+    for group in reversed(groups):
+        x = draw(group[0], device)
+        for case in group:
+            for variant in _launched(case, x, device):
+                if variant[:3] not in seen:
+                    seen.add(variant[:3])
+                    yield variant
 
-    Most kernels serve every length. The first case compiles them, and the others, each a task, what depends on theirs.
-    """
-    kinds: dict[tuple, list[Case]] = {}
-    for case in cases:
-        if "triton" in Run.builder(case)("auto").implementations:
-            kinds.setdefault((case.attention, case.masked, case.heads, case.head_dim), []).append(case)
-    return [some[0] for some in kinds.values()], [case for some in kinds.values() for case in some[1:]]
 
+def _launched(case: Case, x: Inputs, device: torch.device) -> list[Variant]:
+    """By the calls of a case, and the one that it is checked by."""
 
-def _run_once(case: Case, device_name: str) -> None:
-    """In a worker: the calls of a case, and the one that it is checked by."""
-    device = torch.device(device_name)
-    try:
-        x = draw(case, device)
+    def calls() -> None:
         module = Run.builder(case)("triton").to(device)
         for call in (training(module, draw(small(case), device)), inference(module, x), training(module, x)):
             call()
-        torch.cuda.synchronize(device)
+
+    try:
+        return variants(calls) if "triton" in Run.builder(case)("auto").implementations else []
     except Exception:  # Triton's own are no RuntimeError
-        return
+        return []

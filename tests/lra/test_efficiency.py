@@ -1,5 +1,6 @@
 """How speed is measured: checked first, interleaved with the baseline, one record a row, no ratio without sense."""
 
+import itertools
 import runpy
 import sys
 import time
@@ -120,19 +121,18 @@ def test_the_fastest_right_path_is_the_baseline_with_the_memory_of_the_leanest(m
 # Compiled ahead
 
 
-def test_only_what_has_kernels_is_compiled_ahead_and_one_case_of_each_kind_before_the_others():
-    groups = cases(["linear", "lln", "mra", "softmax"], [1024, 2048, 4096], [(2, 32)], [False, True])
-    first, rest = compilation.waves(one for group in groups for one in group)
-    kinds = [(one.attention, one.masked) for one in first]
-    assert kinds == [("lln", False), ("mra", False), ("lln", True), ("mra", True)]
-    assert {one.length for one in first} == {1024}
-    assert [(one.attention, one.masked, one.length) for one in rest] == [(*k, n) for k in kinds for n in (2048, 4096)]
+def test_every_kernel_of_what_has_kernels_is_compiled_ahead_once(monkeypatch: pytest.MonkeyPatch):
+    calls = itertools.count()
+    monkeypatch.setattr(compilation, "variants", lambda call: [("", "", "all"), ("", "", str(next(calls)))])
+    groups = list(cases(["linear", "lln", "mra"], [64, 128], [(2, 32)], [False], tokens=128))
+    keys = [key for _, _, key, *_ in compilation.needed(groups, CPU)]
+    assert keys == ["all", "0", "1", "2", "3"]
 
 
 def test_what_goes_wrong_while_compiling_ahead_is_left_to_the_run(monkeypatch: pytest.MonkeyPatch):
     asked = []
     monkeypatch.setattr(Run, "builder", lambda case: asked.append(case) or 1 / 0)
-    compilation._run_once(case(), "cpu")
+    assert list(compilation.needed([[case()]], CPU)) == []
     assert asked == [case()]
 
 

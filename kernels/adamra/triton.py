@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kernels.adamra.triton_backward import LIST_BLOCK, QUERIES_BACKWARD, merge_all_gradients, queries_backward_kernel
 from kernels.adamra.triton_route import load_scalars, load_vectors, pick, route
-from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
+from kernels.common.launch import COUNTS, Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import load_rows, place, product, real_rows, store_rows, widened
 from kernels.lln.triton import read_features
 from kernels.lln.triton_keys import WIDEST_HELD, keys_backward, summarise
@@ -46,7 +46,7 @@ def load_contexts(context_ptr, R: tl.constexpr, BLOCK_D: tl.constexpr, OPERAND: 
     return contexts
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def queries_kernel(
     q_ptr, q_b, q_h, q_n,
     mask_ptr, mask_b, mask_n,

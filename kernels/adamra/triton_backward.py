@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.adamra.triton_route import load_router, pick, shares_of_rows
-from kernels.common.launch import Config, arithmetic
+from kernels.common.launch import COUNTS, Config, arithmetic
 from kernels.common.tiles import gather_rows, halves, place, product, real_rows, scatter_rows, widened
 from kernels.lln.triton import read_features, two_columns
 from kernels.lln.triton_keys import ONES, merge_gradients, merge_gradients_kernel, row_block
@@ -68,7 +68,7 @@ def list_rows(choice_ptr, list_ptr, first, last, chunk, R: tl.constexpr, BLOCK: 
     return counts
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def queries_backward_kernel(
     q_ptr, q_b, q_h, q_n,
     grad_ptr, grad_b, grad_h, grad_n,

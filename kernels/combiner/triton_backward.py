@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.combiner.triton import Shape, constants, fit, load_summaries, visible
-from kernels.common.launch import Config, block_dim, mask_arguments, split, strides
+from kernels.common.launch import COUNTS, Config, block_dim, mask_arguments, split, strides
 from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
 
 # By summaries of a tile, then by rows of a tile: the span, padded. Rows are those of a tile of queries.
@@ -29,7 +29,7 @@ SHARES = {16: Config(16, 1, 1), 32: Config(32, 1, 1), 64: Config(64, 1, 1), 128:
 SPANS = {16: Config(16, 1, 1), 32: Config(32, 2, 1), 64: Config(64, 4, 1), 128: Config(64, 4, 1)}
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def summaries_backward_kernel(
     q_ptr, q_b, q_h, q_n,
     out_ptr, out_b, out_h, out_n,

@@ -34,7 +34,7 @@ from kernels.combiner.triton_tree import (
     upper_gradients_kernel,
     upper_shares,
 )
-from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
+from kernels.common.launch import COUNTS, arithmetic, block_dim, mask_arguments, state_dtype, strides
 from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows, widened
 
 TILE = 64
@@ -102,7 +102,7 @@ def sees_token(real, CAUSAL: tl.constexpr, BLOCK_N: tl.constexpr):
     return seen & (key <= query) if CAUSAL else seen
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def queries_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
@@ -203,7 +203,7 @@ def passed_down(pooled_ptr, grad_ptr, base, leaf, levels, BLOCK_D: tl.constexpr,
     return highest, grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def tokens_backward_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels.combiner.triton import held_maximum
+from kernels.common.launch import COUNTS
 from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows
 
 SLOTS = tl.constexpr(32)
@@ -46,7 +47,7 @@ def level_of(node, leaves, levels):
     return level
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def leaves_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
@@ -74,7 +75,7 @@ def leaves_kernel(
     tl.store(bias_ptr + leaf, tl.where(some > 0, 0.0, NEVER))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def pool_kernel(
     pooled_ptr, count_ptr, bias_ptr, leaves, levels, nodes, plane,
     BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
@@ -122,7 +123,7 @@ def siblings(leaf, levels, bias_ptr, CAUSAL: tl.constexpr, BLOCK_E: tl.constexpr
     return node ^ 1, bias
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def shares_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,
@@ -159,7 +160,7 @@ def store_path(ptr, slot, x, levels, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexp
     tl.store(ptr + position, x, mask=(level < levels)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def merge_shares_kernel(
     peak_ptr, mass_ptr, slot_ptr, value_ptr, norm_ptr,  # slots (B·H, tiles, levels); h (B·H, 2P, D'), norm (B·H, 2P)
     tiles, leaves, levels, nodes,
@@ -189,7 +190,7 @@ def merge_shares_kernel(
     tl.store(norm_ptr + head * nodes + node, tl.where(some, peak + tl.log2(mass), -NEVER))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def merge_gradients_kernel(
     slot_ptr, count_ptr, out_ptr, tiles, leaves, levels, nodes,  # slots (B·H, tiles, levels, D'); (B·H, 2P, D')
     SIBLING: tl.constexpr, SHARED: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
@@ -212,7 +213,7 @@ def merge_gradients_kernel(
     tl.store(out_ptr + at, grad)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def upper_gradients_kernel(
     q_ptr, q_b, q_h, q_n,
     out_ptr, out_b, out_h, out_n,
@@ -267,7 +268,7 @@ def upper_shares(
     return share, asking, grad_value, share * (grad_share - inner[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def asking_gradients_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,

@@ -14,6 +14,10 @@ PROGRAMS = 528
 MAX_SPLITS = 64
 """Slots of partial sums that one program of a reduction reads at once."""
 
+COUNTS = ("splits", "num_batches", "tiles", "leaves")
+"""Arguments of kernels that count programs or tiles, for `do_not_specialize_on_alignment`: whether 16 divides them
+changes with the length but not the program, which would be compiled twice."""
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
 """Kernels run on the CPU, for tests. Triton settles it when a kernel is defined, so it holds for the process."""
 

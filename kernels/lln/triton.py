@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
+from kernels.common.launch import COUNTS, Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import NEVER, exponential, load_rows, place, product, real_rows, store_rows, widened
 from kernels.lln.triton_keys import LOWEST, ONES, WIDEST_HELD, key_weights, keys_backward, merge_gradients, summarise
 
@@ -93,7 +93,7 @@ def mixing_weight(ptr, number, h, LEARNED: tl.constexpr, HEAD_DIM: tl.constexpr,
         return tl.full((BLOCK_D,), 1.0, COMPUTE) * tl.cast(number, COMPUTE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def queries_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
@@ -141,7 +141,7 @@ def queries_kernel(
         store_rows(out_ptr, out_n, start, offset_n, keep, out, HEAD_DIM, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def queries_backward_kernel(
     q_ptr, q_b, q_h, q_n,
     grad_ptr, grad_b, grad_h, grad_n,
@@ -210,7 +210,7 @@ def key_states(log_mass_ptr, shift_ptr, head, BLOCK_D: tl.constexpr):
     return tl.load(peak_ptr), tl.load(peak_ptr + BLOCK_D), tl.load(shift_ptr + head * BLOCK_D + offset_d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def blocks_backward_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,

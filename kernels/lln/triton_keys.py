@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
+from kernels.common.launch import COUNTS, Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import NEVER, exponential, load_rows, place, product, real_rows, store_rows, widened
 from kernels.lln.triton_windows import (
     shares_of_windows,
@@ -85,7 +85,7 @@ def highest_logits(
     return highest
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def summarise_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,
@@ -230,7 +230,7 @@ def key_weights(logits, peak, scale, PRECISION: tl.constexpr):
     return exponential(tl.minimum(logits, peak[None, :]), peak[None, :], PRECISION) * scale[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def keys_backward_kernel(
     k_ptr, k_b, k_h, k_n,
     v_ptr, v_b, v_h, v_n,

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common.launch import (
+    COUNTS,
     Config,
     arithmetic,
     block_dim,
@@ -103,7 +104,7 @@ def tensor_moments(
         store_moments(stream, slots, seen[r], shifts[r], totals[r], squares[r], HEAD_DIM, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def partial_moments_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import arithmetic, block_dim, mask_arguments, strides
+from kernels.common.launch import COUNTS, arithmetic, block_dim, mask_arguments, strides
 from kernels.common.tiles import LOG2E, load_rows, place, product, real_rows, store_rows
 from kernels.mra.triton import Walk, is_dense, list_of, listed_block, operand, real_listed
 from kernels.mra.triton_lists import Selection, transpose
@@ -69,7 +69,7 @@ def summarise_kernel(
             fill_rows(sum_ptr, 0.0, num_blocks, side, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def coarse_kernel(
     mean_q_ptr, mean_k_ptr, mean_v_ptr, count_ptr, weight_ptr, sum_ptr, share_ptr,
     grad_q_ptr, grad_k_ptr, grad_v_ptr,  # (B·H, P, D')

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import arithmetic, block_dim
+from kernels.common.launch import COUNTS, arithmetic, block_dim
 from kernels.common.tiles import LOG2E, NEVER, ones_of, product
 from kernels.mra.triton_pool import load_means, operand_dtype, pool
 from kernels.mra.triton_select import load_keys, rank
@@ -82,7 +82,7 @@ def least_drop(rest, threshold, left):
     return tl.where(level >= 0, tl.minimum(rest, level), rest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def finish_kernel(
     drop_ptr, peak_ptr, rest_ptr, count_ptr, mean_v_ptr, tally_ptr, threshold_ptr,
     bits_ptr, words_ptr, start_ptr, listed_ptr, coarse_peak_ptr, coarse_mass_ptr, coarse_sum_ptr, weight_ptr,

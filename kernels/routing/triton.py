@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import arithmetic, block_dim, split, state_dtype, strides
+from kernels.common.launch import COUNTS, arithmetic, block_dim, split, state_dtype, strides
 from kernels.common.tiles import LOG2E, NEVER, gather_rows, ones_of, place, product, scatter_rows
 from kernels.routing.triton_score import normalise
 from kernels.routing.triton_select import Selection
@@ -83,7 +83,7 @@ def rank_of(word_ptr, token, keep, c, length):
     return rank
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def cluster_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
@@ -141,7 +141,7 @@ def cluster_kernel(
     scatter_rows(slot_ptr + head * K * window * HEAD_DIM, HEAD_DIM, row, shared, out, HEAD_DIM, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def combine_kernel(
     offset_ptr, slot_ptr,
     out_ptr, out_b, out_h, out_n,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import mask_arguments, split, strides
+from kernels.common.launch import COUNTS, mask_arguments, split, strides
 from kernels.common.tiles import (
     LOG2E,
     NEVER,
@@ -121,7 +121,7 @@ def deliver(
     return row, alone, shared
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def cluster_backward_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
@@ -210,7 +210,7 @@ def cluster_backward_kernel(
     scatter_rows(grad_slot_ptr + (2 * heads + head) * slots, HEAD_DIM, row, shared, grad_v, HEAD_DIM, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def finish_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import arithmetic, block_dim, mask_arguments, state_dtype, strides
+from kernels.common.launch import COUNTS, arithmetic, block_dim, mask_arguments, state_dtype, strides
 from kernels.common.tiles import LOG2E, NEVER, load_rows, place, product, real_rows, store_rows
 
 STAGES, BACKWARD_STAGES = 2, 1
@@ -48,7 +48,7 @@ def read_tile(
     return start, inside, real, x, y
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def local_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,
@@ -96,7 +96,7 @@ def local_kernel(
     tl.store(lse_ptr + head * length + start + row, peak + tl.log2(mass), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def local_backward_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,

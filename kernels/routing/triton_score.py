@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.launch import arithmetic, block_dim, mask_arguments, split, state_dtype, strides
+from kernels.common.launch import COUNTS, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import gather_rows, load_rows, place, real_rows
 from kernels.routing import centroids as means
 
@@ -96,7 +96,7 @@ def sortable(cosine, score, HEAD_DIM: tl.constexpr, BITS: tl.constexpr):
         return tl.where(bits < 0, ~bits, bits | lowest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COUNTS)
 def score_kernel(
     q_ptr, q_b, q_h, q_n,
     k_ptr, k_b, k_h, k_n,

@@ -34,3 +34,7 @@ def test_the_kernels_of_every_attention_are_found_while_nothing_runs_them(report
 def test_what_was_compiled_ahead_is_not_compiled_again(report: dict):
     assert report["ahead"] == report["launchers"] == 1
     assert report["hits"] == [True]
+
+
+def test_one_variant_serves_lengths_of_four_and_of_64_parts(report: dict):
+    assert report["shared"] == 1

@@ -7,6 +7,7 @@ the call asks for whether Triton found it in its cache.
 
 import json
 import pickle
+from functools import partial
 
 import torch
 import triton
@@ -38,10 +39,10 @@ class Absent:
         self.launchers += 1
 
 
-def step(name: str, masked: bool) -> None:
-    module = attention.build(name, num_heads=2, head_dim=32, max_length=256, impl="triton")
-    inputs = qkv(2, 2, 256, 32, dtype=torch.bfloat16, requires_grad=True)
-    out = module(*inputs, padding(2, 256) if masked else None)
+def step(name: str, masked: bool, length: int = 256) -> None:
+    module = attention.build(name, num_heads=2, head_dim=32, max_length=length, impl="triton")
+    inputs = qkv(2, 2, length, 32, dtype=torch.bfloat16, requires_grad=True)
+    out = module(*inputs, padding(2, length) if masked else None)
     (out.float().square().sum() + module.auxiliary_loss()).backward()
 
 
@@ -63,7 +64,10 @@ def main() -> None:
     triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
     with compilation._unlaunched(lambda *, fn, **_: fn.name != KERNEL):
         step("lln", False)
-    print(json.dumps({"kernels": found, "ahead": len(ahead), "launchers": absent.launchers, "hits": hits}))
+    every = [variant for length in (512, 8192) for variant in compilation.variants(partial(step, "lln", False, length))]
+    shared = {variant.key for variant in every if variant.kernel == "queries_kernel"}
+    counts = {"ahead": len(ahead), "launchers": absent.launchers, "shared": len(shared)}
+    print(json.dumps({"kernels": found, "hits": hits, **counts}))
 
 
 if __name__ == "__main__":

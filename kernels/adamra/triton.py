@@ -123,29 +123,27 @@ def queries_kernel(
 @triton.jit
 def balance_kernel(
     count_ptr, probability_ptr, balance_ptr, pull_ptr, slots, num_heads,  # slots (slots, H, R')
-    WEIGHT: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
+    WEIGHT: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """WEIGHT R Σ_r f_r P_r, averaged over heads, and its derivative by each probability p_ir, `pull` (H, R').
 
-    In float64: it is one number, and the sum of all probabilities.
+    All heads have the same real queries, so that one sum of all counts normalises f and P. In float64: it is one
+    number, and the sum of all probabilities.
     """
-    WIDTH: tl.constexpr = BLOCK_H * BLOCK_R
-    offset, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, WIDTH)[None, :]
+    offset, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, WIDTH)
     width = num_heads * BLOCK_R
     counts, probabilities = tl.zeros((BLOCK, WIDTH), tl.float64), tl.zeros((BLOCK, WIDTH), tl.float64)
     for first in range(0, slots, BLOCK):
-        inside = (first + offset < slots) & (column < width)
-        counts += tl.load(count_ptr + (first + offset) * width + column, mask=inside, other=0.0)
-        probabilities += tl.load(probability_ptr + (first + offset) * width + column, mask=inside, other=0.0)
-    count = tl.reshape(tl.sum(counts, axis=0), (BLOCK_H, BLOCK_R))
-    probability = tl.reshape(tl.sum(probabilities, axis=0), (BLOCK_H, BLOCK_R))
-    total = tl.maximum(tl.sum(count, axis=1), 1.0)[:, None]
-    pull = count / total * (R / total) * tl.full((), WEIGHT, tl.float64) / num_heads
-    offset_h, offset_r = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_R)[None, :]
-    tl.store(pull_ptr + offset_h * BLOCK_R + offset_r, pull.to(COMPUTE), mask=offset_h < num_heads)
-    balance = tl.where((offset_h < num_heads) & (offset_r < R), pull * probability, 0.0)
-    tl.store(balance_ptr, tl.sum(balance).to(COMPUTE))
+        inside = (first + offset < slots) & (column < width)[None, :]
+        position = (first + offset) * width + column[None, :]
+        counts += tl.load(count_ptr + position, mask=inside, other=0.0)
+        probabilities += tl.load(probability_ptr + position, mask=inside, other=0.0)
+    count, probability = tl.sum(counts, axis=0), tl.sum(probabilities, axis=0)
+    total = tl.maximum(tl.sum(count), 1.0)  # num_heads times the real queries
+    pull = count * (tl.full((), WEIGHT, tl.float64) * R * num_heads / (total * total))
+    tl.store(pull_ptr + column, pull.to(COMPUTE), mask=column < width)
+    tl.store(balance_ptr, tl.sum(pull * probability).to(COMPUTE))
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -181,11 +179,11 @@ def forward(
         balance, pull = torch.zeros((), **options), torch.zeros(heads, block, **options)
     else:
         balance, pull = torch.empty((), **options), torch.empty(heads, block, **options)
-        rounded_heads = triton.next_power_of_2(heads)
+        columns = triton.next_power_of_2(heads * block)
         balance_kernel[(1,)](
             counts, probabilities, balance, pull, batch * splits, heads,
-            WEIGHT=balance_weight, R=count, BLOCK_R=block, BLOCK_H=rounded_heads,
-            BLOCK=max(1, min(BALANCE_SLOTS // (rounded_heads * block), triton.next_power_of_2(batch * splits))),
+            WEIGHT=balance_weight, R=count, BLOCK_R=block, WIDTH=columns,
+            BLOCK=max(1, min(BALANCE_SLOTS // columns, triton.next_power_of_2(batch * splits))),
             COMPUTE=kinds["COMPUTE"], num_warps=4,
         )  # fmt: skip
     return out, balance, context, log_mass, choice, pull

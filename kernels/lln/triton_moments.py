@@ -138,28 +138,34 @@ def partial_moments_kernel(
 
 
 @triton.jit
-def merged_spread(slot_ptr, slots, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
-    """σ in float64 from the partials of one stream: unbiased, at least SMALLEST, 1 for fewer than two entries.
+def times(a, b):
+    return a * b
+
+
+@triton.jit
+def merged_spreads(slot_ptr, stream, slots, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
+    """σ in float64 of every `stream` (2,) from its partials: unbiased, ≥ SMALLEST, 1 for fewer than two entries.
 
     One pass, in which every position of BLOCK merges its own partials, by the rule that merges the positions after it.
     """
-    offset = tl.arange(0, BLOCK)
+    offset = tl.arange(0, BLOCK)[None, :]
+    slot_ptr += stream.to(tl.int64)[:, None] * 3 * slots + offset
     inside = offset < slots
-    count = tl.load(slot_ptr + offset, mask=inside, other=0.0).to(tl.float64)
-    mean = tl.load(slot_ptr + slots + offset, mask=inside, other=0.0).to(tl.float64)
-    square = tl.load(slot_ptr + 2 * slots + offset, mask=inside, other=0.0).to(tl.float64)
+    count = tl.load(slot_ptr, mask=inside, other=0.0).to(tl.float64)
+    mean = tl.load(slot_ptr + slots, mask=inside, other=0.0).to(tl.float64)
+    square = tl.load(slot_ptr + 2 * slots, mask=inside, other=0.0).to(tl.float64)
     for first in range(BLOCK, slots, BLOCK):
         inside = first + offset < slots
-        n = tl.load(slot_ptr + first + offset, mask=inside, other=0.0).to(tl.float64)
-        delta = tl.load(slot_ptr + slots + first + offset, mask=inside, other=0.0).to(tl.float64) - mean
+        n = tl.load(slot_ptr + first, mask=inside, other=0.0).to(tl.float64)
+        delta = tl.load(slot_ptr + slots + first, mask=inside, other=0.0).to(tl.float64) - mean
         share = n / tl.maximum(count + n, 1.0)
-        square += tl.load(slot_ptr + 2 * slots + first + offset, mask=inside, other=0.0).to(tl.float64)
+        square += tl.load(slot_ptr + 2 * slots + first, mask=inside, other=0.0).to(tl.float64)
         square += delta * delta * count * share
         mean += delta * share
         count += n
-    entries = tl.sum(count)
-    delta = mean - tl.sum(count * mean) / tl.maximum(entries, 1.0)
-    total = tl.sum(square + count * delta * delta)
+    entries = tl.sum(count, axis=1)
+    delta = mean - (tl.sum(count * mean, axis=1) / tl.maximum(entries, 1.0))[:, None]
+    total = tl.sum(square + count * delta * delta, axis=1)
     sigma = tl.maximum(tl.sqrt(total / tl.maximum(entries - 1.0, 1.0)), SMALLEST)
     return tl.where(entries > 1.0, sigma, 1.0)
 
@@ -170,18 +176,15 @@ def match_moments_kernel(
     CONSTANT_A: tl.constexpr, CONSTANT_B: tl.constexpr, SMALLEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(σq, σk, α, β) of resolution r = program_id: `kernels.lln.moments.match_moments` on the device."""
-    r = tl.program_id(0)
-    sigma_q = merged_spread(slot_ptr, slots, SMALLEST, BLOCK)
-    sigma_k = merged_spread(slot_ptr + (r + 1) * 3 * slots, slots, SMALLEST, BLOCK)
-    product = sigma_q * sigma_k
+    r, rates = tl.program_id(0), tl.num_programs(0)
+    side = tl.arange(0, 2)  # queries, keys
+    sigma = merged_spreads(slot_ptr, side * (r + 1), slots, SMALLEST, BLOCK)
+    product = tl.reduce(sigma, 0, times)
     s = tl.sqrt((product * product - CONSTANT_B) / (2.0 * CONSTANT_A))
-    out_ptr += r
-    rates = tl.num_programs(0)
+    out_ptr += side * rates + r
     kind = out_ptr.dtype.element_ty
-    tl.store(out_ptr, sigma_q.to(kind))
-    tl.store(out_ptr + rates, sigma_k.to(kind))
-    tl.store(out_ptr + 2 * rates, (s / sigma_q).to(kind))
-    tl.store(out_ptr + 3 * rates, (s / sigma_k).to(kind))
+    tl.store(out_ptr, sigma.to(kind))
+    tl.store(out_ptr + 2 * rates, (s / sigma).to(kind))
 
 
 def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: float, b: float) -> Tensor:

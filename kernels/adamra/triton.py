@@ -19,12 +19,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.adamra.triton_backward import LIST_BLOCK, QUERIES_BACKWARD, merge_all_gradients, queries_backward_kernel
+from kernels.adamra.triton_backward import (
+    LIST_BLOCK,
+    QUERIES_BACKWARD,
+    keys_and_router_backward,
+    queries_backward_kernel,
+)
 from kernels.adamra.triton_route import load_scalars, load_vectors, pick, route
 from kernels.common.launch import COUNTS, Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import load_rows, place, product, real_rows, store_rows, widened
 from kernels.lln.triton import read_features
-from kernels.lln.triton_keys import WIDEST_HELD, keys_backward, summarise
+from kernels.lln.triton_keys import WIDEST_HELD, merge_gradients, summarise
 
 # By padded head dimension.
 QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2, 168), 128: Config(64, 8, 1)}
@@ -211,11 +216,10 @@ def backward(
         alpha, context, log_mass, choice, pull, grad_balance, grad_q, *strides(grad_q),
         rows, grad_context, shift, grad_router, length, batch, heads, splits, chunk,
         R=count, BLOCK_R=block, ROUTED=router is not None, SCALED=scaled, HAS_MASK=key_mask is not None,
-        HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, BLOCK_L=min(LIST_BLOCK, triton.next_power_of_2(chunk)),
-        **kinds, **config.options,
+        WHOLE=splits == 1, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
+        BLOCK_L=min(LIST_BLOCK, triton.next_power_of_2(chunk)), **kinds, **config.options,
     )  # fmt: skip
-    merged, shift, grad_weights = merge_all_gradients(
-        grad_context, shift, context, grad_router, router, q.shape, q.dtype
-    )
-    grad_k, grad_v = keys_backward(k, v, key_mask, beta, log_mass, merged, shift, tuple(rates))
-    return [grad_q, grad_k, grad_v] if grad_weights is None else [grad_q, grad_k, grad_v, grad_weights]
+    if splits > 1:
+        grad_context, shift, _ = merge_gradients(grad_context, shift, context, None, q.shape, q.dtype)
+    inputs = (k, v, key_mask, beta, log_mass, grad_context, shift, tuple(rates))
+    return [grad_q, *keys_and_router_backward(*inputs, grad_router, router)]

@@ -19,10 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.adamra.triton_route import load_router, pick, shares_of_rows
-from kernels.common.launch import COUNTS, Config, arithmetic
+from kernels.common.launch import COUNTS, Config
 from kernels.common.tiles import gather_rows, halves, place, product, real_rows, scatter_rows, widened
 from kernels.lln.triton import read_features, two_columns
-from kernels.lln.triton_keys import ONES, merge_gradients, merge_gradients_kernel, row_block
+from kernels.lln.triton_keys import ONES, keys_backward, keys_backward_kernel, keys_backward_launch, round_gradient
 
 # By padded head dimension.
 QUERIES_BACKWARD = {16: Config(64, 4, 5), 32: Config(64, 4, 5), 64: Config(64, 4, 2), 128: Config(32, 16, 1)}
@@ -31,7 +31,7 @@ LIST_BLOCK = 1024
 """Queries that a program lists at once."""
 
 ROUTER_SLOTS = 2048
-"""Numbers that a program which finishes the router's gradient reads at once."""
+"""Numbers of slots that a program which finishes the router's gradient reads at once."""
 
 
 @triton.jit
@@ -78,10 +78,12 @@ def queries_backward_kernel(
     list_ptr, grad_context_ptr, shift_ptr, grad_router_ptr,  # (B·H, splits, R, chunk), slots (B·H, R, splits, …)
     length, num_batches, num_heads, splits, chunk,
     R: tl.constexpr, BLOCK_R: tl.constexpr, ROUTED: tl.constexpr, SCALED: tl.constexpr, HAS_MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr,
+    WHOLE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of one part of a head, and its share of the gradients of the summaries and of the router, (H, B, splits, …).
+
+    A part that is WHOLE, the only one of its head, has no share but all: there is nothing left to merge.
 
     With dg_i = do_i · y_i the logits of the router get g_i (1[r = r(i)] − p_ir) dg_i from the gate and
     p_ir (b_r − Σ_s p_is b_s) from the balance loss, b = ∂ loss / ∂ p. The router's gradient is a float32 result, so
@@ -161,9 +163,13 @@ def queries_backward_kernel(
                 grad_q += product(routing, router_back, COMPUTE, OPERAND, PRECISION)
                 grad_router += product(tl.trans(routing), narrow, COMPUTE, OPERAND, PRECISION)
             scatter_rows(grad_q_ptr, gq_n, token, keep, grad_q, HEAD_DIM, BLOCK_D)
+        shift = tl.sum(shift, axis=1)
+        if WHOLE:
+            context = tl.load(context_ptr + (head * R + r) * BLOCK_D * BLOCK_D + square)
+            grad_context, shift = round_gradient(grad_context, shift, context, COMPUTE, OPERAND)
         slot = (head * R + r) * splits + part
         tl.store(grad_context_ptr + slot * BLOCK_D * BLOCK_D + square, grad_context)
-        tl.store(shift_ptr + slot * BLOCK_D + offset_d, tl.sum(shift, axis=1))
+        tl.store(shift_ptr + slot * BLOCK_D + offset_d, shift)
     if ROUTED:
         grad_router = tl.where((column < 2 * BLOCK_R)[:, None], grad_router, 0.0)
         grad_router = tl.sum(tl.reshape(grad_router, (COLUMNS // BLOCK_R, BLOCK_R, BLOCK_D)), axis=0)
@@ -174,58 +180,62 @@ def queries_backward_kernel(
 @triton.jit
 def router_gradient(
     slot_ptr, out_ptr, slots, resolution,  # (H, slots, R', D'), (H, R, D)
-    R: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    R: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of COLUMNS features of one head's router at one resolution, h · R + r, from the slots of all parts."""
+    """Gradient of one head's router at one resolution, h · R + r, from the slots of all parts."""
     h, r = (resolution // R).to(tl.int64), resolution % R
-    offset, column = tl.arange(0, BLOCK), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((BLOCK, COLUMNS), COMPUTE)
+    offset, offset_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    total = tl.zeros((BLOCK, BLOCK_D), COMPUTE)
     for first in range(0, slots, BLOCK):
-        position = ((h * slots + first + offset[:, None]) * BLOCK_R + r) * BLOCK_D + column[None, :]
+        position = ((h * slots + first + offset[:, None]) * BLOCK_R + r) * BLOCK_D + offset_d[None, :]
         total += tl.load(slot_ptr + position, mask=(first + offset < slots)[:, None], other=0.0)
-    out_ptr += (h * R + r) * HEAD_DIM + column
-    tl.store(out_ptr, tl.sum(total, axis=0).to(out_ptr.dtype.element_ty), mask=column < HEAD_DIM)
+    out_ptr += (h * R + r) * HEAD_DIM + offset_d
+    tl.store(out_ptr, tl.sum(total, axis=0).to(out_ptr.dtype.element_ty), mask=offset_d < HEAD_DIM)
 
 
 @triton.jit
-def merge_all_gradients_kernel(
-    grad_context_slot_ptr, shift_slot_ptr, context_ptr, grad_context_ptr, shift_ptr, grad_router_slot_ptr,
-    grad_router_ptr,
-    summaries, splits, slots, num_heads,
-    R: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
+def keys_and_router_backward_kernel(
+    k_ptr, k_b, k_h, k_n,
+    v_ptr, v_b, v_h, v_n,
+    mask_ptr, mask_b, mask_n,
+    share_ptr, share_r, share_b,
+    beta_ptr, log_mass_ptr, grad_context_ptr, shift_ptr,
+    grad_k_ptr, gk_b, gk_h, gk_n,
+    grad_v_ptr, gv_b, gv_h, gv_n,
+    length, num_heads, splits, chunk,
+    slot_ptr, grad_router_ptr, slots, programs,
+    LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`merge_gradients_kernel` for every summary; the programs after those finish the router's gradient."""
+    """`keys_backward_kernel` in so many programs; those after them finish the router's gradient."""
     pid = tl.program_id(0)
-    if pid < summaries:
-        merge_gradients_kernel(
-            grad_context_slot_ptr, shift_slot_ptr, context_ptr, context_ptr, grad_context_ptr, shift_ptr, context_ptr,
-            splits, num_heads, False, HEAD_DIM, BLOCK_S, ROWS, BLOCK_D, COMPUTE, OPERAND,
+    if pid < programs:
+        keys_backward_kernel(
+            k_ptr, k_b, k_h, k_n, v_ptr, v_b, v_h, v_n, mask_ptr, mask_b, mask_n, share_ptr, share_r, share_b,
+            beta_ptr, log_mass_ptr, grad_context_ptr, shift_ptr,
+            grad_k_ptr, gk_b, gk_h, gk_n, grad_v_ptr, gv_b, gv_h, gv_n, length, num_heads, splits, chunk,
+            LEVELS, ORDER, R, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE, OPERAND, PRECISION,
         )  # fmt: skip
     else:
-        router_gradient(
-            grad_router_slot_ptr, grad_router_ptr, slots, pid - summaries,
-            R, BLOCK_R, BLOCK, ROWS, HEAD_DIM, BLOCK_D, COMPUTE,
-        )  # fmt: skip
+        router_gradient(slot_ptr, grad_router_ptr, slots, pid - programs, R, BLOCK_R, BLOCK, HEAD_DIM, BLOCK_D, COMPUTE)
 
 
-def merge_all_gradients(
-    grad_context: Tensor, shift: Tensor, context: Tensor, grad_router: Tensor, router: Tensor | None,
-    shape: torch.Size, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """dC and the shift of every summary, and the gradient of the router (H, R, D), all from slots, in one launch."""
+def keys_and_router_backward(
+    k: Tensor, v: Tensor, key_mask: Tensor | None, beta: Tensor, log_mass: Tensor, grad_context: Tensor, shift: Tensor,
+    rates: tuple[int, ...], grad_router: Tensor, router: Tensor | None,
+) -> list[Tensor]:  # fmt: skip
+    """dk and dv, and, in the same launch, the gradient of the router (H, R, D), where there is one, from its slots."""
+    inputs = (k, v, key_mask, beta, log_mass, grad_context, shift, rates)
     if router is None:
-        merged, merged_shift, _ = merge_gradients(grad_context, shift, context, None, shape, dtype)
-        return merged, merged_shift, None
-    summaries, splits, width, _ = grad_context.shape
-    heads, count, dim = router.shape
-    slots, block = grad_router.shape[1:3]
-    kinds, rows = arithmetic(dtype), row_block(width, splits)
-    merged, merged_shift, grad_weights = (torch.empty_like(x) for x in (context, context[:, 0], router))
-    merge_all_gradients_kernel[(summaries + heads * count, width // rows)](
-        grad_context, shift, context, merged, merged_shift, grad_router, grad_weights, summaries, splits, slots, heads,
-        R=count, BLOCK_R=block, BLOCK=ROUTER_SLOTS // rows, HEAD_DIM=dim, BLOCK_S=triton.next_power_of_2(splits),
-        ROWS=rows, BLOCK_D=width, COMPUTE=kinds["COMPUTE"], OPERAND=kinds["OPERAND"], num_warps=4,
-    )  # fmt: skip
-    return merged, merged_shift, grad_weights
+        return list(keys_backward(*inputs))
+    grads, programs, arguments, options = keys_backward_launch(*inputs)
+    heads, count, _ = router.shape
+    slots, block, width = grad_router.shape[1:]
+    grad_weights = torch.empty_like(router)
+    keys_and_router_backward_kernel[(programs + heads * count,)](
+        *arguments, grad_router, grad_weights, slots, programs, BLOCK_R=block, BLOCK=ROUTER_SLOTS // width, **options
+    )
+    return [*grads, grad_weights]

@@ -188,6 +188,16 @@ def merge_summaries_kernel(
 
 
 @triton.jit
+def round_gradient(grad_context, shift, context, COMPUTE: tl.constexpr, OPERAND: tl.constexpr):
+    """dC of some features as the product that reads it will round it, and their shift with what that cut.
+
+    What a value shares with C_l then drops out of (v' − C_l) · dC_l as it should.
+    """
+    rounded = grad_context.to(OPERAND).to(COMPUTE)
+    return rounded, shift + tl.sum((grad_context - rounded) * context, axis=1)
+
+
+@triton.jit
 def merge_gradients_kernel(
     grad_context_slot_ptr, shift_slot_ptr,  # slots (B·H, R, splits, …)
     context_ptr, mix_ptr,  # (B·H·R, D', D'); (H, D) weights of the output, with HAS_MIX
@@ -199,9 +209,8 @@ def merge_gradients_kernel(
     """dC, and what dk adds to v' dCᵀ, of ROWS features of one summary.
 
     That is dλ_l − C_l · dC_l = −Σ_i A_il δ_i, because dL = A (do Cᵀ − δ) sums to C_l · dC_l − Σ_i A_il δ_i; it comes
-    summed, so that nothing cancels here. dC is rounded as the product that reads it will round it, and the shift with
-    it: what a value shares with C_l then drops out of (v' − C_l) · dC_l as it should. With HAS_MIX the slots hold Aᵀ do
-    of the unweighted do: the weights w enter here, and dw_d = Σ_l C_ld (Aᵀ do)_ld.
+    summed, so that nothing cancels here. With HAS_MIX the slots hold Aᵀ do of the unweighted do: the weights w enter
+    here, and dw_d = Σ_l C_ld (Aᵀ do)_ld.
     """
     summary = tl.program_id(0).to(tl.int64)
     offset_s, offset_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
@@ -218,9 +227,8 @@ def merge_gradients_kernel(
         tl.store(grad_mix_ptr + block * BLOCK_D + offset_d, grad_mix)
         weight = tl.load(mix_ptr + (summary % num_heads) * HEAD_DIM + offset_d, mask=offset_d < HEAD_DIM, other=0.0)
         grad_context *= weight[None, :]
-    rounded = grad_context.to(OPERAND).to(COMPUTE)
-    tl.store(grad_context_ptr + state, rounded)
-    shift += tl.sum((grad_context - rounded) * context, axis=1)
+    grad_context, shift = round_gradient(grad_context, shift, context, COMPUTE, OPERAND)
+    tl.store(grad_context_ptr + state, grad_context)
     tl.store(shift_ptr + summary * BLOCK_D + row, shift)
 
 
@@ -372,16 +380,30 @@ def keys_backward(
     rates: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dk and dv, in the layout of k and v."""
+    grads, programs, arguments, options = keys_backward_launch(
+        k, v, key_mask, beta, log_mass, grad_context, shift, rates
+    )
+    keys_backward_kernel[(programs,)](*arguments, **options)
+    return grads
+
+
+def keys_backward_launch(
+    k: Tensor, v: Tensor, key_mask: Tensor | None, beta: Tensor, log_mass: Tensor, grad_context: Tensor, shift: Tensor,
+    rates: tuple[int, ...],
+) -> tuple[tuple[Tensor, Tensor], int, tuple, dict]:  # fmt: skip
+    """dk and dv, yet to be written by `keys_backward_kernel`: its programs, arguments, and constants and options."""
     batch, heads, length, dim = k.shape
     width = block_dim(dim)
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
     config = (BACKWARD if rates == (1,) else BACKWARD_RATES)[width].fit(rates)
     splits, chunk = split(length, config.rows, batch * heads)
-    keys_backward_kernel[(batch * heads * splits,)](
+    arguments = (
         k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), *shares_of_windows(key_mask, rates, k),
         beta, log_mass, grad_context, shift,
-        grad_k, *strides(grad_k), grad_v, *strides(grad_v), length, heads, splits, chunk, **windows(rates, config),
-        HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
+        grad_k, *strides(grad_k), grad_v, *strides(grad_v), length, heads, splits, chunk,
+    )  # fmt: skip
+    options = dict(
+        **windows(rates, config), HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
         **arithmetic(k.dtype), **config.options,
     )  # fmt: skip
-    return grad_k, grad_v
+    return (grad_k, grad_v), batch * heads * splits, arguments, options

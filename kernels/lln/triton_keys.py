@@ -16,6 +16,8 @@ Floor, in touches of one (B, H, N, D) tensor: summary 2 (k, v), backward 4 (k, v
 # pyright: reportPossiblyUnboundVariable=false
 # ruff: noqa: RUF005  (Triton's tuples grow by +; it knows no unpacking)
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -46,8 +48,8 @@ LOWEST = tl.constexpr(-1e29)
 WIDEST_HELD = tl.constexpr(64)
 """Widest head whose states, of all resolutions, a program holds while it passes over tiles."""
 
-MERGED = 2048
-"""Numbers that one program of a merge reads: fewer programs where there are few slots of each summary."""
+MERGED = 1024
+"""Numbers that one program of a merge reads: fewer programs where summaries have few slots."""
 
 ONES = tl.constexpr(16)
 """Columns of ones that sum the weights on the tensor cores: the fewest that a product takes."""
@@ -158,25 +160,39 @@ def summarise_kernel(
 
 
 @triton.jit
-def merge_summaries_kernel(
-    peak_ptr, mass_ptr, context_ptr,  # slots (B·H·R, splits, …)
-    out_context_ptr, log_mass_ptr,  # (B·H·R, D', D'), (B·H·R, 3, D')
-    splits,
-    HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+def load_parts(
+    peak_ptr, mass_ptr, context_ptr, summary, splits, row,  # slots (B·H·R, splits, …)
+    PARTS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """C and λ of ROWS features of one summary from the slots of its parts."""
-    summary = tl.program_id(0).to(tl.int64)
-    offset_s, offset_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    slot, inside = summary * splits + offset_s, (offset_s < splits)[:, None]
-    peaks = tl.load(peak_ptr + slot[:, None] * BLOCK_D + row[None, :], mask=inside, other=NEVER)
-    masses = tl.load(mass_ptr + slot[:, None] * BLOCK_D + row[None, :], mask=inside, other=0.0)
-    position = (slot[:, None, None] * BLOCK_D + row[None, :, None]) * BLOCK_D + offset_d[None, None, :]
-    contexts = tl.load(context_ptr + position, mask=inside[:, :, None], other=0.0)
-    peak = tl.max(peaks, axis=0)
-    share = tl.exp(peaks - peak[None, :])
-    mass = tl.sum(share * masses, axis=0)
-    context = tl.sum(share[:, :, None] * contexts, axis=0)
+    """Column maximum, mass and context of the features `row` in every slot of one summary, PARTS at most.
+
+    Parts are not an axis of a tile but tiles of their own: `merge_parts` sums what a thread loaded itself.
+    """
+    square = row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    peaks, masses, contexts = (), (), ()
+    for s in tl.static_range(PARTS):
+        slot, inside = (summary * splits + s) * BLOCK_D, tl.full(row.shape, s, tl.int32) < splits
+        peaks = peaks + (tl.load(peak_ptr + slot + row, mask=inside, other=NEVER),)
+        masses = masses + (tl.load(mass_ptr + slot + row, mask=inside, other=0.0),)
+        contexts = contexts + (tl.load(context_ptr + slot * BLOCK_D + square, mask=inside[:, None], other=0.0),)
+    return peaks, masses, contexts
+
+
+@triton.jit
+def merge_parts(
+    parts, context_ptr, log_mass_ptr, summary, row,  # of `load_parts`; (B·H·R, D', D'), (B·H·R, 3, D')
+    PARTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """C and λ of the features `row` of one summary from all its parts."""
+    peaks, masses, contexts = parts
+    peak = peaks[0]
+    for s in tl.static_range(1, PARTS):
+        peak = tl.maximum(peak, peaks[s])
+    mass, context = tl.zeros_like(peak), tl.zeros_like(contexts[0])
+    for s in tl.static_range(PARTS):
+        share = tl.exp(peaks[s] - peak)
+        mass += share * masses[s]
+        context += share[:, None] * contexts[s]
     some = (mass > 0) & (row < HEAD_DIM)
     mass = tl.where(some, mass, 1.0)
     context = tl.where(some[:, None], context / mass[:, None], 0.0)
@@ -184,7 +200,19 @@ def merge_summaries_kernel(
     tl.store(log_mass_ptr, tl.where(some, peak + tl.log(mass), NEVER))
     tl.store(log_mass_ptr + BLOCK_D, tl.where(some, peak, 0.0))
     tl.store(log_mass_ptr + 2 * BLOCK_D, tl.where(some, 1.0 / mass, 0.0))
-    tl.store(out_context_ptr + (summary * BLOCK_D + row[:, None]) * BLOCK_D + offset_d[None, :], context)
+    square = row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    tl.store(context_ptr + summary * BLOCK_D * BLOCK_D + square, context)
+
+
+@triton.jit
+def merge_summaries_kernel(
+    peak_ptr, mass_ptr, context_ptr, out_context_ptr, log_mass_ptr, splits,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """C and λ of ROWS features of one summary from the slots of its parts."""
+    summary, row = tl.program_id(0).to(tl.int64), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    parts = load_parts(peak_ptr, mass_ptr, context_ptr, summary, splits, row, PARTS, BLOCK_D)
+    merge_parts(parts, out_context_ptr, log_mass_ptr, summary, row, PARTS, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -203,7 +231,7 @@ def merge_gradients_kernel(
     context_ptr, mix_ptr,  # (B·H·R, D', D'); (H, D) weights of the output, with HAS_MIX
     grad_context_ptr, shift_ptr, grad_mix_ptr,  # (B·H·R, D', D'), (B·H·R, D'), (B·H, row blocks, D')
     splits, num_heads,
-    HAS_MIX: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_MIX: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     """dC, and what dk adds to v' dCᵀ, of ROWS features of one summary.
@@ -212,14 +240,15 @@ def merge_gradients_kernel(
     summed, so that nothing cancels here. With HAS_MIX the slots hold Aᵀ do of the unweighted do: the weights w enter
     here, and dw_d = Σ_l C_ld (Aᵀ do)_ld.
     """
-    summary = tl.program_id(0).to(tl.int64)
-    offset_s, offset_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
+    summary, offset_d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    slot, inside = summary * splits + offset_s, (offset_s < splits)[:, None]
-    shift = tl.sum(tl.load(shift_slot_ptr + slot[:, None] * BLOCK_D + row[None, :], mask=inside, other=0.0), axis=0)
-    position = (slot[:, None, None] * BLOCK_D + row[None, :, None]) * BLOCK_D + offset_d[None, None, :]
-    grad_context = tl.sum(tl.load(grad_context_slot_ptr + position, mask=inside[:, :, None], other=0.0), axis=0)
-    state = (summary * BLOCK_D + row[:, None]) * BLOCK_D + offset_d[None, :]
+    shift, grad_context = tl.zeros((ROWS,), COMPUTE), tl.zeros((ROWS, BLOCK_D), COMPUTE)
+    offset = row[:, None] * BLOCK_D + offset_d[None, :]
+    for s in tl.static_range(PARTS):
+        slot, inside = (summary * splits + s) * BLOCK_D, tl.full(row.shape, s, tl.int32) < splits
+        shift += tl.load(shift_slot_ptr + slot + row, mask=inside, other=0.0)
+        grad_context += tl.load(grad_context_slot_ptr + slot * BLOCK_D + offset, mask=inside[:, None], other=0.0)
+    state = summary * BLOCK_D * BLOCK_D + offset
     context = tl.load(context_ptr + state)
     if HAS_MIX:
         grad_mix = tl.sum(context * grad_context, axis=0)
@@ -322,39 +351,66 @@ def keys_backward_kernel(
 
 
 def row_block(width: int, splits: int) -> int:
-    """Features that one program of a merge handles: MERGED numbers of all slots, and at least 128 of every slot."""
-    return max(1, 128 // width, min(width, MERGED // (width * triton.next_power_of_2(splits))))
+    """Features that one program of a merge handles: MERGED numbers of all slots, and at least 32 of every slot."""
+    return max(1, 32 // width, min(width, MERGED // (width * triton.next_power_of_2(splits))))
+
+
+def merge_warps(width: int) -> int:
+    """Warps of a merge: one, whose threads hold all slots of one number; more where a feature alone is wider."""
+    return max(1, width // 32)
+
+
+class Slots(NamedTuple):
+    """Summaries of the parts of every head at every rate, each relative to its own column maximum."""
+
+    peak: Tensor  # (B·H·R, splits, D')
+    mass: Tensor  # (B·H·R, splits, D')
+    context: Tensor  # (B·H·R, splits, D', D')
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Room for the context C (B·H·R, D', D') and the log-mass (B·H·R, 3, D') that they merge into.
+
+        The three are λ, the column maximum of ℓ, and exp(maximum − λ).
+        """
+        summaries, _, width = self.peak.shape
+        return self.context.new_empty(summaries, width, width), self.context.new_empty(summaries, 3, width)
+
+
+def summarise_parts(k: Tensor, v: Tensor, key_mask: Tensor | None, beta: Tensor, rates: tuple[int, ...]) -> Slots:
+    """The keys at every rate, part by part."""
+    batch, heads, length, dim = k.shape
+    width, count = block_dim(dim), len(rates)
+    options = dict(dtype=state_dtype(k.dtype), device=k.device)
+    config = (SUMMARY if rates == (1,) else SUMMARY_RATES)[width].fit(rates)
+    splits, chunk = split(length, config.rows, batch * heads)
+    shape = (batch * heads * count, splits, width)
+    slots = Slots(*(torch.empty(*shape, *more, **options) for more in ((), (), (width,))))
+    summarise_kernel[(batch * heads * splits,)](
+        k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), *shares_of_windows(key_mask, rates, k),
+        beta, *slots, length, heads, splits, chunk, **windows(rates, config),
+        HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
+        **arithmetic(k.dtype), **config.options,
+    )  # fmt: skip
+    return slots
+
+
+def merge_summaries(slots: Slots, dim: int) -> tuple[Tensor, Tensor]:
+    """C and λ, as in `Slots.merged`."""
+    summaries, splits, width = slots.peak.shape
+    rows, merged = row_block(width, splits), slots.merged()
+    merge_summaries_kernel[(summaries, width // rows)](
+        *slots, *merged, splits,
+        PARTS=triton.next_power_of_2(splits), ROWS=rows, HEAD_DIM=dim, BLOCK_D=width,
+        num_warps=merge_warps(width),
+    )  # fmt: skip
+    return merged
 
 
 def summarise(
     k: Tensor, v: Tensor, key_mask: Tensor | None, beta: Tensor, rates: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Context C (B·H·R, D', D') and log-mass (B·H·R, 3, D') of the keys at every rate; D' is the padded D.
-
-    The three are λ, the column maximum of ℓ, and exp(maximum − λ).
-    """
-    batch, heads, length, dim = k.shape
-    width, kinds, count = block_dim(dim), arithmetic(k.dtype), len(rates)
-    options = dict(dtype=state_dtype(k.dtype), device=k.device)
-    config = (SUMMARY if rates == (1,) else SUMMARY_RATES)[width].fit(rates)
-    splits, chunk = split(length, config.rows, batch * heads)
-    summaries, slots = batch * heads * count, batch * heads * count * splits
-    peak, mass = torch.empty(slots, width, **options), torch.empty(slots, width, **options)
-    partial = torch.empty(slots, width, width, **options)
-    summarise_kernel[(batch * heads * splits,)](
-        k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), *shares_of_windows(key_mask, rates, k),
-        beta, peak, mass, partial,
-        length, heads, splits, chunk, **windows(rates, config),
-        HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, **kinds, **config.options,
-    )  # fmt: skip
-    context, log_mass = torch.empty(summaries, width, width, **options), torch.empty(summaries, 3, width, **options)
-    rows = row_block(width, splits)
-    merge_summaries_kernel[(summaries, width // rows)](
-        peak, mass, partial, context, log_mass, splits,
-        HEAD_DIM=dim, BLOCK_S=triton.next_power_of_2(splits), ROWS=rows, BLOCK_D=width, COMPUTE=kinds["COMPUTE"],
-        num_warps=4,
-    )  # fmt: skip
-    return context, log_mass
+    """C and λ of the keys at every rate, as in `Slots.merged`."""
+    return merge_summaries(summarise_parts(k, v, key_mask, beta, rates), k.shape[-1])
 
 
 def merge_gradients(
@@ -369,8 +425,8 @@ def merge_gradients(
     merge_gradients_kernel[(summaries, width // rows)](
         grad_context, shift, context, context if mix is None else mix,
         merged, merged_shift, merged if grad_mix is None else grad_mix, splits, heads,
-        HAS_MIX=mix is not None, HEAD_DIM=dim, BLOCK_S=triton.next_power_of_2(splits), ROWS=rows, BLOCK_D=width,
-        COMPUTE=kinds["COMPUTE"], OPERAND=kinds["OPERAND"], num_warps=4,
+        HAS_MIX=mix is not None, PARTS=triton.next_power_of_2(splits), ROWS=rows, HEAD_DIM=dim, BLOCK_D=width,
+        COMPUTE=kinds["COMPUTE"], OPERAND=kinds["OPERAND"], num_warps=merge_warps(width),
     )  # fmt: skip
     return merged, merged_shift, None if grad_mix is None else grad_mix.sum((0, 2))[:, :dim].contiguous()
 

@@ -29,13 +29,23 @@ from kernels.adamra.triton_route import load_scalars, load_vectors, pick, route
 from kernels.common.launch import COUNTS, Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import load_rows, place, product, real_rows, store_rows, widened
 from kernels.lln.triton import read_features
-from kernels.lln.triton_keys import WIDEST_HELD, merge_gradients, summarise
+from kernels.lln.triton_keys import (
+    WIDEST_HELD,
+    load_parts,
+    merge_gradients,
+    merge_parts,
+    merge_summaries,
+    summarise_parts,
+)
 
 # By padded head dimension.
 QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2, 168), 128: Config(64, 8, 1)}
 
 PROGRAMS = 264
 """As `kernels.common.launch.PROGRAMS`, for the passes over queries, whose registers let two run side by side."""
+
+WIDEST_WHOLE = 32
+"""Widest head whose summaries, all at once, the registers of one program hold."""
 
 BALANCE_SLOTS = 4096
 """Partials that the finishing program reads at once."""
@@ -58,12 +68,16 @@ def queries_kernel(
     router_ptr, alpha_ptr, context_ptr, log_mass_ptr,  # (H, R, D), (R,), (B·H, R, …)
     out_ptr, out_b, out_h, out_n,
     choice_ptr, count_ptr, probability_ptr,  # (B·H, N), slots (B, splits, H, R')
-    length, num_heads, splits, chunk,
+    peak_slot_ptr, mass_slot_ptr, context_slot_ptr,  # as in `load_parts`
+    length, num_heads, splits, chunk, key_splits,
     R: tl.constexpr, BLOCK_R: tl.constexpr, ROUTED: tl.constexpr, SCALED: tl.constexpr, HAS_MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr, PARTS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Output of one part of a head, and what the balance loss needs of it."""
+    """Output of one part of a head, and what the balance loss needs of it.
+
+    A part that is WHOLE, the only one of its head, also merges the head's summaries.
+    """
     b, h, part = place(tl.program_id(0), num_heads, splits)
     wide_h = h.to(tl.int64)
     head = b * num_heads + h
@@ -73,6 +87,16 @@ def queries_kernel(
     if ROUTED:
         router = load_vectors(router_ptr + h * R * HEAD_DIM, HEAD_DIM, R, HEAD_DIM, BLOCK_D, COMPUTE)
     alphas = load_scalars(alpha_ptr, R, COMPUTE)
+    if WHOLE:  # everything is loaded before anything is stored: resolutions wait for memory together
+        row, parts = tl.arange(0, BLOCK_D), ()
+        for r in tl.static_range(R):
+            slots = load_parts(
+                peak_slot_ptr, mass_slot_ptr, context_slot_ptr, head * R + r, key_splits, row, PARTS, BLOCK_D
+            )
+            parts = parts + (slots,)
+        for r in tl.static_range(R):
+            merge_parts(parts[r], context_ptr, log_mass_ptr, head * R + r, row, PARTS, HEAD_DIM, BLOCK_D)
+        tl.debug_barrier()  # other threads read what these wrote
     log_masses = load_vectors(log_mass_ptr + head * R * 3 * BLOCK_D, 3 * BLOCK_D, R, BLOCK_D, BLOCK_D, COMPUTE)
     context_ptr += head * R * BLOCK_D * BLOCK_D
     if BLOCK_D <= WIDEST_HELD:
@@ -167,17 +191,25 @@ def forward(
     width, kinds, count = block_dim(dim), arithmetic(q.dtype), len(rates)
     block = triton.next_power_of_2(count)
     options = dict(dtype=state_dtype(q.dtype), device=q.device)
-    context, log_mass = summarise(k, v, key_mask, beta, tuple(rates))
-    out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
-    choice = torch.empty(batch * heads, length, dtype=torch.int32, device=q.device)
     config = QUERIES[width]
     splits, chunk = split(length, config.rows, batch * heads, PROGRAMS)
+    whole = splits == 1 and width <= WIDEST_WHOLE
+    slots = summarise_parts(k, v, key_mask, beta, tuple(rates))
+    key_splits = slots.peak.shape[1]
+    if whole:
+        context, log_mass = slots.merged()
+    else:
+        context, log_mass = merge_summaries(slots, dim)
+        slots = None  # its memory is free for the output
+    out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
+    choice = torch.empty(batch * heads, length, dtype=torch.int32, device=q.device)
     counts, probabilities = (torch.empty(batch * splits, heads, block, **options) for _ in range(2))
     queries_kernel[(batch * heads * splits,)](
         q, *strides(q), *mask_arguments(key_mask, q), context if router is None else router,
         alpha, context, log_mass, out, *strides(out), choice, counts, probabilities,
-        length, heads, splits, chunk,
+        *(slots or (context,) * 3), length, heads, splits, chunk, key_splits,
         R=count, BLOCK_R=block, ROUTED=router is not None, SCALED=scaled, HAS_MASK=key_mask is not None,
+        WHOLE=whole, PARTS=triton.next_power_of_2(key_splits) if whole else 1,
         HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, **kinds, **config.options,
     )  # fmt: skip
     if router is None:

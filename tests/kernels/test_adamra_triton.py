@@ -188,6 +188,7 @@ def test_variants_without_kernels_are_refused_in_one_line_and_run_the_reference_
 GRID = [
     ["adamra", {"gate": "fixed", "rates": (1, 2)}, 8, "float16", False],
     ["adamra", {"gate": "top1_unscaled", "rates": (8, 32, 128)}, 128, "bfloat16", True],
+    ["adamra", {}, 32, "bfloat16", False, 64],  # heads of one part
 ]
 
 
@@ -206,11 +207,12 @@ def undecided(q: Tensor, router: Tensor) -> Tensor:
 @native_only
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_large_call_is_right_on_the_same_choices(dtype, masked, device):
-    inputs, rates = [x.to(dtype) for x in qkv(8, HEADS, 4096, 32)], (2, 8, 32)
+@pytest.mark.parametrize(("batch", "length"), [(8, 4096), (80, 512)], ids=["parts", "whole"])
+def test_large_call_is_right_on_the_same_choices(batch, length, dtype, masked, device):
+    inputs, rates = [x.to(dtype) for x in qkv(batch, HEADS, length, 32)], (2, 8, 32)
     mask = ~undecided(inputs[0], router_weights(3, 32))
     if masked:
-        mask &= padding(8, 4096)
+        mask &= padding(batch, length)
     exact = evaluate(inputs, mask, "top1", rates, "reference", torch.float64, device)
     plain = evaluate(inputs, mask, "top1", rates, "reference", dtype, device)
     mine = evaluate(inputs, mask, "top1", rates, "triton", dtype, device)

@@ -61,7 +61,7 @@ def training(module: Attention, x: Inputs) -> Call:
 
     The loss is that of training: the output against the given gradient, and the method's own.
     """
-    parameters = list(module.parameters())
+    parameters, one = list(module.parameters()), torch.ones((), device=x.q.device)
 
     def call() -> list[Tensor | None]:
         module.train()
@@ -69,7 +69,7 @@ def training(module: Attention, x: Inputs) -> Call:
         losses, gradients = [out], [x.cotangent.to(out.dtype)]
         auxiliary = module.auxiliary_loss()
         if auxiliary.requires_grad:
-            losses, gradients = [out, auxiliary], [gradients[0], torch.ones_like(auxiliary)]
+            losses, gradients = [out, auxiliary], [gradients[0], one.to(auxiliary.dtype)]
         leaves = [x.q, x.k, x.v, *parameters]
         found = torch.autograd.grad(losses, leaves, gradients, allow_unused=True)
         return [out.detach(), *found]  # detached: who keeps the result does not keep its graph

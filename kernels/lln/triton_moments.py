@@ -29,79 +29,86 @@ from kernels.common.tiles import load_rows, place, real_rows
 from kernels.lln.moments import SMALLEST_SPREAD
 from kernels.lln.triton_windows import shares_of_windows, window_shares, window_starts, window_sums, windows
 
-TILES = {16: Config(128, 2, 2), 32: Config(128, 2, 2), 64: Config(128, 4, 2), 128: Config(64, 8, 2)}
-TILES_RATES = {16: Config(64, 2, 3, 128), 32: Config(64, 2, 3, 128), 64: Config(64, 4, 3), 128: Config(64, 8, 2)}
+# Loads go straight to registers, all of a tile at once: a tile is what the threads of the program hold.
+TILES = {width: Config(128, max(2, width // 16), 1, 128) for width in (16, 32, 64, 128)}
 
 SLOTS = 1024
 """Partials that the finishing program reads at once."""
 
 
 @triton.jit
-def update(x, present, seen, shift, total, square, ROWS: tl.constexpr, GROUPS: tl.constexpr,
-           BLOCK_D: tl.constexpr):  # fmt: skip
-    """Count, shift s, Σ(x − s) and Σ(x − s)² of every position after one more tile x, zero where not `present`.
+def update(x, share, seen, mean, square, GROUPS: tl.constexpr, FULL: tl.constexpr):
+    """Count, mean and Σ(x − mean)² of every position after one more tile x (rows, columns), none where `share` is 0.
 
-    A position is a column of a row; rows apart by ROWS / GROUPS share it. Its shift is the mean of the first tile that
-    holds it, so that the sums do not cancel, and a tile costs a few operations an element and no sum across threads.
+    A position is a column of a row; rows apart by 1 / GROUPS of the tile share it. So they lie in one thread, and a
+    tile costs a sum, a difference and a square an element, and no sum across threads.
     """
-    count = tl.sum(tl.reshape(tl.where(present, 1.0, 0.0).to(x.dtype), (GROUPS, ROWS // GROUPS)), axis=0)
-    first = tl.sum(tl.reshape(x, (GROUPS, ROWS // GROUPS, BLOCK_D)), axis=0)
-    first *= (1.0 / tl.maximum(count, 1.0))[:, None]
-    shift = tl.where((seen > 0)[:, None], shift, first)
-    spread = tl.broadcast_to(shift[None, :, :], (GROUPS, ROWS // GROUPS, BLOCK_D))
-    delta = tl.where(present[:, None], x - tl.reshape(spread, (ROWS, BLOCK_D)), 0.0)
-    delta = tl.reshape(delta, (GROUPS, ROWS // GROUPS, BLOCK_D))
-    return seen + count, shift, total + tl.sum(delta, axis=0), square + tl.sum(delta * delta, axis=0)
+    ROWS: tl.constexpr = x.shape[0] // GROUPS
+    x = tl.reshape(x, (GROUPS, ROWS, x.shape[1]))
+    if FULL:
+        count = tl.full((1,), GROUPS, x.dtype)
+    else:
+        count = tl.sum(tl.reshape(tl.where(share > 0, 1.0, 0.0).to(x.dtype), (GROUPS, ROWS)), axis=0)
+    middle = tl.sum(x, axis=0) * (1.0 / tl.maximum(count, 1.0))[:, None]
+    delta = x - middle[None, :, :]
+    if not FULL:
+        delta = tl.where(tl.reshape((share > 0)[:, None], (GROUPS, ROWS, 1)), delta, 0.0)
+    apart = middle - mean
+    part = count / tl.maximum(seen + count, 1.0)
+    square += tl.sum(delta * delta, axis=0) + apart * apart * (seen * part)[:, None]
+    return seen + count, mean + apart * part[:, None], square
 
 
 @triton.jit
-def store_moments(ptr, slots, seen, shift, total, square, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def store_moments(ptr, slots, seen, mean, square, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Count, mean and Σ(x − mean)² of one part from those of its positions; columns of padding hold zeros."""
-    part = total * (1.0 / tl.maximum(seen, 1.0))[:, None]
-    square -= total * part
-    count = tl.sum(seen) * HEAD_DIM
-    mean = tl.sum((shift + part) * seen[:, None]) / tl.maximum(count, 1.0)
+    count = tl.sum(seen) * (mean.shape[0] // seen.shape[0] * HEAD_DIM)
+    middle = tl.sum(mean * seen[:, None]) / tl.maximum(count, 1.0)
     inside = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
-    delta = tl.where(inside, shift + part - mean, 0.0)
+    apart = tl.where(inside, mean - middle, 0.0)
     tl.store(ptr, count)
-    tl.store(ptr + slots, mean)
-    tl.store(ptr + 2 * slots, tl.sum(square + delta * delta * seen[:, None]))
+    tl.store(ptr + slots, middle)
+    tl.store(ptr + 2 * slots, tl.sum(square + apart * apart * seen[:, None]))
 
 
 @triton.jit
 def tensor_moments(
     ptr, stride_n, mask_ptr, mask_n, share_ptr, share_r, slot_ptr, slots, first, last, length,
     LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
-    STAGES: tl.constexpr,
+    FULL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Moments of the tokens first … last of a head, fused at every rate; stream ORDER[i] is that of LEVELS[i + 1]."""
     offset_n = window_starts(1, BLOCK_N, PHASES)
-    seen, shifts, totals, squares = (), (), (), ()
+    seen, means, squares = (), (), ()
     for r in tl.static_range(R):
         zero = tl.zeros((BLOCK_N // max(LEVELS[r + 1], PHASES), BLOCK_D), COMPUTE)
-        seen = seen + (tl.zeros((BLOCK_N // max(LEVELS[r + 1], PHASES),), COMPUTE),)
-        shifts, totals, squares = shifts + (zero,), totals + (zero,), squares + (zero,)
-    for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
-        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        seen = seen + (tl.zeros((1 if FULL else zero.shape[0],), COMPUTE),)
+        means, squares = means + (zero,), squares + (zero,)
+    for start in range(first, last, BLOCK_N):
+        if FULL:
+            real = tl.full((BLOCK_N,), True, tl.int1)
+        else:
+            real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
         sums = load_rows(ptr, stride_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
-        new_seen, new_shifts, new_totals, new_squares = (), (), (), ()
+        new_seen, new_means, new_squares = (), (), ()
         for r in tl.static_range(R):
             sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
-            share = window_shares(
-                mask_ptr, mask_n, share_ptr + r * share_r, start, length,
-                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE,
+            if FULL:
+                share = tl.full((BLOCK_N // LEVELS[r + 1],), 1.0 / LEVELS[r + 1], COMPUTE)
+            else:
+                share = window_shares(
+                    mask_ptr, mask_n, share_ptr + r * share_r, start, length,
+                    LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE,
+                )  # fmt: skip
+            fused = sums if LEVELS[r + 1] == 1 else sums * share[:, None]  # the share of a token alone is 1
+            n, mean, square = update(
+                fused, share, seen[r], means[r], squares[r], max(PHASES // LEVELS[r + 1], 1), FULL
             )  # fmt: skip
-            n, shift, total, square = update(
-                sums * share[:, None], share > 0, seen[r], shifts[r], totals[r], squares[r],
-                BLOCK_N // LEVELS[r + 1], max(PHASES // LEVELS[r + 1], 1), BLOCK_D,
-            )  # fmt: skip
-            new_seen, new_shifts = new_seen + (n,), new_shifts + (shift,)
-            new_totals, new_squares = new_totals + (total,), new_squares + (square,)
-        seen, shifts, totals, squares = new_seen, new_shifts, new_totals, new_squares
+            new_seen, new_means, new_squares = new_seen + (n,), new_means + (mean,), new_squares + (square,)
+        seen, means, squares = new_seen, new_means, new_squares
     for r in tl.static_range(R):
         stream = slot_ptr + tl.cast(ORDER[r], tl.int64) * 3 * slots
-        store_moments(stream, slots, seen[r], shifts[r], totals[r], squares[r], HEAD_DIM, BLOCK_D)
+        store_moments(stream, slots, seen[r], means[r], squares[r], HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize_on_alignment=COUNTS)
@@ -113,8 +120,7 @@ def partial_moments_kernel(
     slot_ptr,  # (1 + R, 3, slots): q, then k at each rate
     length, num_heads, splits, chunk, slots,
     LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
-    STAGES: tl.constexpr,
+    FULL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Moments of one part of a head: of its queries, or, in the second half of programs, of its keys at every rate."""
     pid = tl.program_id(0)
@@ -127,13 +133,13 @@ def partial_moments_kernel(
         tensor_moments(
             q_ptr + b * q_b + h.to(tl.int64) * q_h, q_n, mask_ptr, mask_n, share_ptr, share_r, slot_ptr, slots,
             first, last, length,
-            (1, 1), (0,), 1, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE, STAGES,
+            (1, 1), (0,), 1, PHASES, HAS_MASK, FULL, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
         )  # fmt: skip
     else:
         tensor_moments(
             k_ptr + b * k_b + h.to(tl.int64) * k_h, k_n, mask_ptr, mask_n, share_ptr, share_r,
             slot_ptr + 3 * tl.cast(slots, tl.int64), slots, first, last, length,
-            LEVELS, ORDER, R, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE, STAGES,
+            LEVELS, ORDER, R, PHASES, HAS_MASK, FULL, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
         )  # fmt: skip
 
 
@@ -192,8 +198,9 @@ def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: 
     q, k = unit_last_stride(q), unit_last_stride(k)
     batch, heads, length, dim = q.shape
     width = block_dim(dim)
-    config = (TILES if rates == [1] else TILES_RATES)[width].fit(tuple(rates))
-    phases = max(1, config.rows // (8 * config.warps))  # rows of a tile that a thread holds where it loads
+    config = TILES[width].fit(tuple(rates))
+    loads = 16 * 32 * config.warps  # bytes that a program loads at once
+    phases = max(1, config.rows * width * q.element_size() // loads)  # rows of a tile that a thread holds
     splits, chunk = split(length, config.rows, batch * heads)
     slots = batch * heads * splits
     partial = torch.empty(1 + len(rates), 3, slots, dtype=state_dtype(q.dtype), device=q.device)
@@ -202,8 +209,8 @@ def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: 
         q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q),
         *shares_of_windows(key_mask, tuple(rates), q), partial,
         length, heads, splits, chunk, slots, **{**windows(tuple(rates), config), "PHASES": phases},
-        HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
-        COMPUTE=arithmetic(q.dtype)["COMPUTE"], STAGES=config.stages, **config.options,
+        HAS_MASK=key_mask is not None, FULL=key_mask is None and length % config.rows == 0,
+        HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, COMPUTE=arithmetic(q.dtype)["COMPUTE"], **config.options,
     )  # fmt: skip
     block = min(SLOTS, triton.next_power_of_2(slots))
     match_moments_kernel[(len(rates),)](

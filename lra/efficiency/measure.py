@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import attention
 from attention import Attention
@@ -174,7 +175,7 @@ class Run:
             if against:
                 row["baseline"][f"{name}_ms"] = times[1]
             row["timing"] = timing.agree(how)
-            if prepared.held is not None and not _finite(prepared.held):
+            if prepared.made is not None and not _finite(prepared.made):
                 del row[f"{name}_ms"]
                 raise WrongError(f"{name} of the measured call is not finite")
             del prepared
@@ -233,8 +234,7 @@ def _fill_baseline(row: dict[str, Any], outcome: dict[str, Any], best: Baseline 
     }
 
 
-def _finite(held: Any) -> bool:
-    _, made = held
+def _finite(made: list[Tensor | None]) -> bool:
     return all(bool(x.isfinite().all()) for x in made if x is not None)
 
 

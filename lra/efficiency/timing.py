@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lra.efficiency.calls import Call
 
@@ -29,12 +30,17 @@ COPY_BYTES = 1 << 30
 
 @dataclass
 class Prepared:
-    """A call that is warm: how to run it, how it runs ("graph", "events" or "clock"), and what it holds in memory."""
+    """A call that is warm: how to run it, and how it runs ("graph", "events" or "clock").
+
+    `call` is kept with a graph, because a replay reads what it closes over, at the same addresses; `made` is what a
+    replay writes.
+    """
 
     run: Callable[[], Any]
     how: str
     device: torch.device
-    held: object = None
+    call: Call | None = None
+    made: list[Tensor | None] | None = None
 
 
 def prepare(call: Call, device: torch.device, warm_up: int = 2) -> Prepared:
@@ -58,7 +64,7 @@ def prepare(call: Call, device: torch.device, warm_up: int = 2) -> Prepared:
     except RuntimeError:  # it waits for the device, or allocates outside of the stream
         torch.cuda.synchronize(device)
         return Prepared(call, "events", device)
-    return Prepared(graph.replay, "graph", device, held=(graph, made))
+    return Prepared(graph.replay, "graph", device, call, made)
 
 
 def block(prepared: Prepared, repeats: int) -> float:

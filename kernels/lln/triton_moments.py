@@ -1,7 +1,8 @@
 """Spreads of queries and (fused) keys and the scales they give, in two launches and without a host round trip.
 
 Floor: two touches, q and k read once. A partial is (count, mean, Σ(x − mean)²), which merges without the cancellation
-of sums of squares; the merge runs in float64.
+of sums of squares; the last merge runs in float64. What bounds the pass besides is arithmetic: where every token of
+every tile is real (FULL) it does without weights and selects, and half of its instructions.
 """
 
 # Constants reach a kernel as values, and launches take options of Triton's own: types that pyright misreads.
@@ -29,8 +30,14 @@ from kernels.common.tiles import load_rows, place, real_rows
 from kernels.lln.moments import SMALLEST_SPREAD
 from kernels.lln.triton_windows import shares_of_windows, window_shares, window_starts, window_sums, windows
 
-# Loads go straight to registers, all of a tile at once: a tile is what the threads of the program hold.
-TILES = {width: Config(128, max(2, width // 16), 1, 128) for width in (16, 32, 64, 128)}
+# Loads go straight to registers, a tile at once, which needs neither a pipeline nor a barrier; at 128 registers all
+# programs of a call run side by side.
+TILES = {
+    16: Config(128, 2, 1, 128),
+    32: Config(128, 2, 1, 128),
+    64: Config(128, 4, 1, 128),
+    128: Config(128, 8, 1, 128),
+}
 
 SLOTS = 1024
 """Partials that the finishing program reads at once."""
@@ -40,8 +47,9 @@ SLOTS = 1024
 def update(x, share, seen, mean, square, GROUPS: tl.constexpr, FULL: tl.constexpr):
     """Count, mean and Σ(x − mean)² of every position after one more tile x (rows, columns), none where `share` is 0.
 
-    A position is a column of a row; rows apart by 1 / GROUPS of the tile share it. So they lie in one thread, and a
-    tile costs a sum, a difference and a square an element, and no sum across threads.
+    A position is a column of a row; rows apart by 1 / GROUPS of the tile share it and lie in one thread, so that a tile
+    costs a sum, a difference and a square an element, and no sum across threads. With FULL all count, and `seen` is one
+    number for all rows.
     """
     ROWS: tl.constexpr = x.shape[0] // GROUPS
     x = tl.reshape(x, (GROUPS, ROWS, x.shape[1]))
@@ -199,8 +207,8 @@ def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: 
     batch, heads, length, dim = q.shape
     width = block_dim(dim)
     config = TILES[width].fit(tuple(rates))
-    loads = 16 * 32 * config.warps  # bytes that a program loads at once
-    phases = max(1, config.rows * width * q.element_size() // loads)  # rows of a tile that a thread holds
+    full = key_mask is None and length % config.rows == 0
+    loads = config.rows * width * q.element_size() // (16 * 32 * config.warps)  # of 16 bytes, one a row, by a thread
     splits, chunk = split(length, config.rows, batch * heads)
     slots = batch * heads * splits
     partial = torch.empty(1 + len(rates), 3, slots, dtype=state_dtype(q.dtype), device=q.device)
@@ -208,9 +216,9 @@ def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: 
     partial_moments_kernel[(slots, 2)](
         q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q),
         *shares_of_windows(key_mask, tuple(rates), q), partial,
-        length, heads, splits, chunk, slots, **{**windows(tuple(rates), config), "PHASES": phases},
-        HAS_MASK=key_mask is not None, FULL=key_mask is None and length % config.rows == 0,
-        HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width, COMPUTE=arithmetic(q.dtype)["COMPUTE"], **config.options,
+        length, heads, splits, chunk, slots, **{**windows(tuple(rates), config), "PHASES": max(1, loads)},
+        HAS_MASK=key_mask is not None, FULL=full, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
+        COMPUTE=arithmetic(q.dtype)["COMPUTE"], **config.options,
     )  # fmt: skip
     block = min(SLOTS, triton.next_power_of_2(slots))
     match_moments_kernel[(len(rates),)](

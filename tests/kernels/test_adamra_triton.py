@@ -1,5 +1,7 @@
 """AdaMRA's kernels compute what the reference computes: interpreted without a GPU, native with one."""
 
+from functools import partial
+
 import pytest
 import torch
 from guards import guarded_allocations, guarded_qkv
@@ -11,6 +13,7 @@ from torch import Tensor
 
 import attention
 from kernels.adamra import adamra, measure, reference
+from kernels.lln import triton_moments
 from kernels.lln.moments import PUBLISHED
 
 NATIVE = torch.cuda.is_available()
@@ -141,6 +144,21 @@ def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, device):
     plain = measure(*[x.nan_to_num() for x in leaves[:2]], mask, PUBLISHED, **options, impl="reference")
     for mine, other in zip(scales, plain, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=0)
+
+
+# With and without a gap: tiles of real tokens alone are summed without weights. Both tiles of a head are one part.
+@pytest.mark.parametrize(("length", "kind"), [(256, None), (200, None), (200, "scattered")])
+def test_measured_spreads_do_not_cancel_where_the_mean_is_large(length, kind, device, monkeypatch):
+    monkeypatch.setattr(triton_moments, "split", partial(triton_moments.split, programs=1))
+    q, k = (x + 100 for x in qkv(3, HEADS, length, 32)[:2])
+    mask, options = (
+        None if kind is None else padding(3, length, kind=kind),
+        dict(rates=(2, 8, 32), key_weights=[None] * 3),
+    )
+    expected = measure(q.double(), k.double(), mask, PUBLISHED, **options, impl="reference")
+    arguments = (x if x is None else x.to(device) for x in (q.float(), k.float(), mask))
+    for mine, exact in zip(measure(*arguments, PUBLISHED, **options, impl="triton"), expected, strict=True):
+        torch.testing.assert_close(mine.double().cpu(), exact, rtol=1e-5, atol=0)
 
 
 def test_operators_pass_opcheck(device):

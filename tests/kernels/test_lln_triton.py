@@ -128,11 +128,11 @@ def test_kernels_stay_in_their_buffers_and_fill_them(length, kind, dim, diag, de
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("kind", [None, "suffix", "empty", "one"])
-def test_measured_scales_are_those_of_the_definition(kind, device):
-    q, k, _ = qkv(3, HEADS, 50, 24)
+@pytest.mark.parametrize(("length", "kind"), [(50, None), (256, None), (50, "suffix"), (50, "empty"), (50, "one")])
+def test_measured_scales_are_those_of_the_definition(length, kind, device):
+    q, k, _ = qkv(3, HEADS, length, 24)
     q, k = (3 * q + 100).to(device, WIDEST), k.to(device, WIDEST)  # a mean far from zero
-    mask = torch.ones(3, 50, dtype=torch.bool) if kind is None else padding(3, 50, kind=kind)
+    mask = torch.ones(3, length, dtype=torch.bool) if kind is None else padding(3, length, kind=kind)
     _, _, alpha, beta = measure(q, k, None if kind is None else mask.to(device), PUBLISHED, impl="triton")
     expected = oracle.scales(q.double().cpu(), k.double().cpu(), mask, *PUBLISHED)
     for mine, other in zip((alpha, beta), expected, strict=True):

@@ -24,6 +24,18 @@ LEADERBOARD = {
 ALWAYS = ("attention", "accuracy", "seeds")
 """Columns that stay though they be empty."""
 
+STEPS = {
+    "attention": ("attention", None),
+    "ms_per_step": ("ms a step", 3),
+    "floor_ratio": ("over none", 2),
+    "lightning_overhead": ("Lightning %", 1),
+    "peak_mem_mib": ("MiB", 0),
+    "first_step_cold_s": ("first step cold, s", 1),
+    "first_step_warm_s": ("first step warm, s", 1),
+    "n_seeds": ("seeds", 0),
+}
+"""Columns of `steps.csv` that a reader compares, each with its heading and decimals; an empty one is left out."""
+
 GROUP = ["protocol", "budget", "task", "device", "data_digest"]
 """A table of its own for each: what is in one table compares."""
 
@@ -32,10 +44,10 @@ LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 LATEX |= {"±": r"$\pm$", "×": r"$\times$", "–": "--"}
 
 
-def markdown(leaderboard: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """Both tables as one Markdown page: a section a suite, then one a task; a trailing newline."""
+def markdown(leaderboard: pd.DataFrame, summary: pd.DataFrame, steps: pd.DataFrame | None = None) -> str:
+    """The tables as one Markdown page: a section a suite, one a task, then one for the steps of each task."""
     parts = ["# Results"]
-    for title, note, table in _sections(leaderboard, summary):
+    for title, note, table in _sections(leaderboard, summary, steps):
         head = [_md(column) for column in table.columns]
         rule = ["---" if column == "attention" else "---:" for column in table.columns]
         rows = [[_md(value) for value in row] for row in table.itertuples(index=False)]
@@ -44,10 +56,10 @@ def markdown(leaderboard: pd.DataFrame, summary: pd.DataFrame) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def latex(leaderboard: pd.DataFrame, summary: pd.DataFrame) -> str:
-    r"""Both tables as `table` environments to `\input`; they need `\usepackage{booktabs}`."""
+def latex(leaderboard: pd.DataFrame, summary: pd.DataFrame, steps: pd.DataFrame | None = None) -> str:
+    r"""The same as `table` environments to `\input`; they need `\usepackage{booktabs}`."""
     parts = [r"% Needs \usepackage{booktabs}."]
-    for title, note, table in _sections(leaderboard, summary):
+    for title, note, table in _sections(leaderboard, summary, steps):
         caption = f"{title}. {note}".removesuffix(" ").removesuffix(".") + "."
         rows = [" & ".join(_tex(value) for value in row) + r" \\" for row in table.itertuples(index=False)]
         parts.append(
@@ -70,19 +82,27 @@ def latex(leaderboard: pd.DataFrame, summary: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(leaderboard: pd.DataFrame, summary: pd.DataFrame) -> Iterable[tuple[str, str, pd.DataFrame]]:
+def _sections(
+    leaderboard: pd.DataFrame, summary: pd.DataFrame, steps: pd.DataFrame | None
+) -> Iterable[tuple[str, str, pd.DataFrame]]:
     """Title, note and table of text cells, in the order of the CSV files."""
     for key, rows in summary.groupby(["suite", "protocol", "budget", "device"], sort=False, dropna=False):
         suite, protocol, budget, device = (str(part) for part in key)  # type: ignore[union-attr]
         yield f"Suite {suite}", _note(protocol, budget, device), _summary(rows)
     for key, rows in leaderboard.groupby(GROUP, sort=False, dropna=False):
         protocol, budget, task, device, digest = (str(part) for part in key)  # type: ignore[union-attr]
-        data = f", data {digest[:12]}" if digest else ""
-        yield task, _note(protocol, budget, device) + data, _leaderboard(rows)
+        yield task, _note(protocol, budget, device, digest), _leaderboard(rows)
+    if steps is None:
+        return
+    for key, rows in steps.groupby([*GROUP, "precision", "torch"], sort=False, dropna=False):
+        protocol, budget, task, device, digest, precision, torch = (str(part) for part in key)  # type: ignore[union-attr]
+        note = _note(protocol, budget, device, digest)
+        yield f"Training steps, {task}", f"{note}, {precision}, torch {torch}", _steps(rows)
 
 
-def _note(protocol: str, budget: str, device: str) -> str:
-    return f"Protocol {protocol}, budget {budget}, {device or 'device unknown'}"
+def _note(protocol: str, budget: str, device: str, digest: str = "") -> str:
+    data = f", data {digest[:12]}" if digest else ""
+    return f"Protocol {protocol}, budget {budget}, {device or 'device unknown'}{data}"
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -101,6 +121,16 @@ def _leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
     cells = [_cells(row) for row in rows.to_dict("records")]
     kept = [key for key in LEADERBOARD if key in ALWAYS or any(row[key] for row in cells)]
     return pd.DataFrame([[row[key] for key in kept] for row in cells], columns=[LEADERBOARD[key] for key in kept])
+
+
+def _steps(rows: pd.DataFrame) -> pd.DataFrame:
+    shares = rows.assign(lightning_overhead=100 * rows["lightning_overhead"])
+    columns = {
+        heading: shares[key].astype(str) if decimals is None else shares[key].map(_decimals(decimals))
+        for key, (heading, decimals) in STEPS.items()
+        if any(shares[key].notna())
+    }
+    return pd.DataFrame(columns)
 
 
 def _cells(row: dict[Any, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""From records to files: `leaderboard.csv`, `summary.csv`, `steps.csv`, and the first two as Markdown and LaTeX.
+"""From records to files: `leaderboard.csv`, `summary.csv`, `steps.csv`, and all three as Markdown and LaTeX.
 
 All are byte-identical whatever the order of the records.
 """
@@ -86,10 +86,10 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def to_documents(tables: Tables, results_dir: str | Path) -> list[Path]:
-    """Write `tables.md` and `tables.tex`: leaderboard and summary for a page and for a paper; their paths."""
+    """Write `tables.md` and `tables.tex`: the tables for a page and for a paper; their paths."""
     paths = [Path(results_dir, "tables.md"), Path(results_dir, "tables.tex")]
     for path, render in zip(paths, (documents.markdown, documents.latex), strict=True):
-        write_text(path, render(tables.leaderboard, tables.summary))
+        write_text(path, render(tables.leaderboard, tables.summary, tables.steps))
     return paths
 
 

@@ -21,7 +21,7 @@ from lra.record import read_records
 DESCRIPTION = """\
 Rebuild everything that is derived from the records below RESULTS_DIR; the same bytes whatever their order.
 
-  leaderboard.csv, summary.csv, steps.csv   accuracy, averages, training speed; the first two also as tables.md, .tex
+  leaderboard.csv, summary.csv, steps.csv   accuracy, averages, training speed; also as tables.md, tables.tex
   efficiency.csv, lens.csv                  where scripts/efficiency.py or scripts/lens.py left records
   efficiency-NAME.csv                       of each paper's protocol that scripts/efficiency.py --protocol measured
   plots/*.svg, *.png                        accuracy against speed and memory, accuracy with intervals, learning curves,

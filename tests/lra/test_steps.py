@@ -3,7 +3,7 @@
 import pytest
 from records import record
 
-from lra import report
+from lra import documents, report
 from lra.record import Record
 
 WALL = {"train": 10.0, "compile": 20.0, "validate": 5.0, "total": 40.0}
@@ -44,6 +44,19 @@ def test_lightning_is_what_a_run_takes_beyond_the_bare_loop():
     overhead = report.build(made).steps.set_index("attention")["lightning_overhead"]
     assert overhead["lln"] == pytest.approx(0.05)
     assert overhead.isna()["none"]
+
+
+def test_documents_have_a_table_of_steps_for_each_task_without_columns_that_nobody_measured():
+    speeds = [cell("none", 1000.0, bare_steps_per_s=1010.0), cell("lln_diag", 800.0), cell("lln", 800.0, task="image")]
+    tables = report.build([made | {"cell": made["cell"] | {"budget": "steps"}} for made in speeds])
+    text = documents.markdown(tables.leaderboard, tables.summary, tables.steps)
+    image, listops = text.partition("## Training steps, listops")[::2]
+    assert text.count("## ") == 2  # accuracies of this budget mean nothing
+    assert "data digest-of-li, bf16, torch 2.11.0" in listops
+    assert "| attention | ms a step | over none | Lightning % | MiB | seeds |" in listops
+    assert "| none | 1.000 | 1.00 | 1.0 | 100 | 1 |\n| lln\\_diag | 1.250 | 1.25 |  | 100 | 1 |" in listops
+    assert "| attention | ms a step | MiB | seeds |" in image
+    assert documents.latex(tables.leaderboard, tables.summary, tables.steps).count(r"\begin{table}") == 2
 
 
 def test_a_first_step_is_cold_or_warm():

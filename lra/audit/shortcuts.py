@@ -1,7 +1,9 @@
-"""What Pathfinder's labels must not follow from: ink, pixels one by one, the markers' distance, connected components.
+"""What Pathfinder's labels follow from, short of tracing a contour from marker to marker.
 
 Each audit fits on training images what it can (a threshold, a direction, which of several variants is best) and
-guesses the labels of test images; without following a contour over its gaps nobody should do much better than chance.
+guesses the labels of test images. Ink, pixels one by one, the markers' distance and connected components should do no
+better than chance. `ends` is told what a network has to find by itself, and shows how far one comes without the way
+between.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +15,9 @@ from scipy.ndimage import label as label_components
 from lra.audit.images import Images
 
 RIDGE = 30.0
+
+FEATURES = 1500
+"""Random features of the ends."""
 
 BRIGHTNESS = (0, 20, 60, 120)
 """Grey values above which a pixel belongs to a component."""
@@ -30,6 +35,9 @@ def guesses(train: Images, test: Images) -> Iterator[Guess]:
     if train.markers is not None:
         yield "marker distance", threshold(marker_distance, train, test)
         yield "flood fill", flood_fill(train, test)
+    if train.ends is not None:
+        for dashes in (1, 2, 4):
+            yield f"ends, dashes of each: {dashes}", ends(dashes, train, test)
 
 
 def ink(images: Images) -> np.ndarray:
@@ -66,6 +74,43 @@ def linear_probe(train: Images, test: Images) -> np.ndarray:
     x = features(train)
     weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (2.0 * train.labels - 1))
     return features(test) @ weights > 0
+
+
+def ends(dashes: int, train: Images, test: Images) -> np.ndarray:
+    """Ridge regression on random features of the places of the first dashes of three ends, see `Images.ends`.
+
+    Training images count in all eight symmetries of the square.
+    """
+    generator = np.random.default_rng(0)
+    middle = (train.pixels.shape[-1] - 1) / 2
+
+    def seen(images: Images) -> np.ndarray:
+        assert images.ends is not None
+        return images.ends[:, :, :dashes] - middle
+
+    def features(places: np.ndarray) -> np.ndarray:
+        first = places[:, :, 0]
+        apart = first[:, :2] - first[:, 2:]
+        told = (first, places[:, :, 1:] - places[:, :, :1], apart, np.hypot(*np.moveaxis(apart, -1, 0)))
+        return np.concatenate([part.reshape(len(places), -1) for part in told], axis=1) / middle
+
+    x = np.concatenate([features(turned) for turned in symmetries(seen(train))])
+    weights = generator.standard_normal((x.shape[1], FEATURES))
+    offsets = generator.standard_normal(FEATURES)
+
+    def hidden(x: np.ndarray) -> np.ndarray:
+        return np.maximum(x @ weights + offsets, 0)
+
+    x, y = hidden(x), np.tile(2.0 * train.labels - 1, 8)
+    solution = np.linalg.solve(x.T @ x + RIDGE * np.eye(FEATURES), x.T @ y)
+    return hidden(features(seen(test))) @ solution > 0
+
+
+def symmetries(places: np.ndarray) -> Iterator[np.ndarray]:
+    """Places (…, 2) around the middle of a square, turned and mirrored in its eight ways."""
+    for signs in product((1, -1), repeat=2):
+        yield places * signs
+        yield places[..., ::-1] * signs
 
 
 def components(pixels: np.ndarray, above: int, neighbours: int, widened: int) -> tuple[np.ndarray, np.ndarray]:

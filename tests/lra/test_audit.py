@@ -26,8 +26,8 @@ def dots(count, seed):
     return images, labels
 
 
-def as_images(pixels, labels, markers=None):
-    return Images(pixels, labels.astype(bool), markers)
+def as_images(pixels, labels):
+    return Images(pixels, labels.astype(bool), None)
 
 
 def right(name, train, test):
@@ -60,26 +60,26 @@ def test_every_eighth_of_a_batch_is_turned_and_mirrored_in_a_way_of_its_own():
 @pytest.fixture
 def noise():
     random = np.random.default_rng(0)
-    markers = random.integers(0, 8, (800, 2, 2))
+    markers, ends = random.integers(0, 8, (800, 2, 2)), random.integers(0, 8, (800, 3, 4, 2))
     pixels = random.integers(0, 255, (800, 8, 8)).astype(np.uint8)
     labels = random.integers(0, 2, 800).astype(bool)
-    return pixels, labels, markers
+    return pixels, labels, markers, ends
 
 
-def halves(pixels, labels, markers):
-    return (Images(pixels[rows], labels[rows], markers[rows]) for rows in (slice(0, 400), slice(400, None)))
+def halves(*noise):
+    return (Images(*(part[rows] for part in noise)) for rows in (slice(0, 400), slice(400, None)))
 
 
 def test_noise_is_guessed_by_nothing(noise):
     train, test = halves(*noise)
     found = {name: (guess == test.labels).mean() for name, guess in shortcuts.guesses(train, test)}
-    assert len(found) == 6
+    assert len(found) == 9
     assert all(0.4 < accuracy < 0.6 for accuracy in found.values()), found
 
 
 @pytest.mark.parametrize("name", ["ink", "linear probe", "connected components", "marker distance", "flood fill"])
 def test_a_shortcut_that_is_there_is_found(noise, name):
-    pixels, labels, markers = (array.copy() for array in noise)
+    pixels, labels, markers, ends = (array.copy() for array in noise)
     if name == "ink":
         pixels[labels] //= 2
     elif name == "linear probe":
@@ -96,8 +96,21 @@ def test_a_shortcut_that_is_there_is_found(noise, name):
         pixels[:, [2, 5]] = 255
         markers[:] = np.array([[2, 0], [2, 7]])
         markers[~labels, 1, 0] = 5
-    train, test = halves(pixels, labels, markers)
+    train, test = halves(pixels, labels, markers, ends)
     assert right(name, train, test) > 0.95
+
+
+def test_ends_are_seen_as_far_as_the_audit_says(noise):
+    """Whether the marked end runs towards the marked beginning takes two dashes to see."""
+    pixels, _, markers, ends = (array.copy() for array in noise)
+    run = np.random.default_rng(1).normal(size=(800, 2))
+    ends = ends.astype(float)
+    ends[:, 2, 1] = ends[:, 2, 0] + run
+    labels = (run * (ends[:, 0, 0] - ends[:, 2, 0])).sum(-1) > 0
+    train, test = halves(pixels, labels, markers, ends)
+    one, two = (right(f"ends, dashes of each: {dashes}", train, test) for dashes in (1, 2))
+    assert one < 0.6
+    assert two > 0.75
 
 
 def test_components_are_counted_in_each_image_apart():

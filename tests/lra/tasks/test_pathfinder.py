@@ -198,20 +198,28 @@ def test_the_audits_see_the_markers_that_were_drawn(tmp_path, drawings):
     for row, drawing in enumerate(drawings[:20]):
         assert np.array_equal(train.pixels[row], drawing.image)
         assert np.array_equal(train.markers[row], [drawing.tips[tuple(mark)] for mark in drawing.marked])
+        first, other, last = train.ends[row]
+        assert max(np.hypot(*(first[0] - train.markers[row, 0])), np.hypot(*(last[0] - train.markers[row, 1]))) < 4
+        assert np.hypot(*(other[0] - train.markers[row, 0])) > 4
+        runs = [{tuple(dash) for dash in contour[:, 1:]} for contour in drawing.paddles]
+        mine, its, whose = ([set(map(tuple, end)) <= run for run in runs] for end in (first, other, last))
+        assert mine != its
+        assert drawing.label == (mine == whose)
     with pytest.raises(UserError, match="image 3 of test is not the one that is drawn under this number"):
-        images.drawn_markers(task, "test", test.pixels, test.labels ^ (np.arange(10) == 3))
+        images.redraw(task, "test", test.pixels, test.labels ^ (np.arange(10) == 3))
 
 
 @pytest.mark.slow
-def test_no_shortcut_says_much():
+def test_no_shortcut_says_much_but_three_ends_do():
     task = tasks.build("pathfinder")
     pixels, truth = (np.concatenate(part) for part in list(zip(*task.draw("train", 6000), strict=True))[:2])
-    markers = images.drawn_markers(task, "train", pixels, truth.astype(bool))
-    whole = images.Images(pixels, truth.astype(bool), markers)
+    whole = images.Images(pixels, truth.astype(bool), *images.redraw(task, "train", pixels, truth.astype(bool)))
     train, test = (images.Images(*(part[rows] for part in whole)) for rows in (slice(4000), slice(4000, 6000)))
     accuracies = {name: (guess == test.labels).mean() for name, guess in shortcuts.guesses(train, test)}
+    one, two, four = (accuracies.pop(f"ends, dashes of each: {dashes}") for dashes in (1, 2, 4))
     assert len(accuracies) == 6
-    assert max(accuracies.values()) < 0.56, accuracies
+    assert max(one, *accuracies.values()) < 0.56, accuracies
+    assert 0.68 < two < 0.80 < four < 0.92
 
 
 # Options

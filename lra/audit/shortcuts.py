@@ -71,9 +71,12 @@ def linear_probe(train: Images, test: Images) -> np.ndarray:
         flat = images.pixels.reshape(len(images.pixels), -1) / np.float32(255)
         return np.concatenate([flat, np.ones_like(flat[:, :1])], axis=1)
 
-    x = features(train)
-    weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (2.0 * train.labels - 1))
-    return features(test) @ weights > 0
+    return features(test) @ ridge(features(train), train.labels) > 0
+
+
+def ridge(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Weights by which features (n, features) sum to more than zero where the label is guessed 1."""
+    return np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (2.0 * labels - 1))
 
 
 def ends(dashes: int, train: Images, test: Images) -> np.ndarray:
@@ -101,9 +104,7 @@ def ends(dashes: int, train: Images, test: Images) -> np.ndarray:
     def hidden(x: np.ndarray) -> np.ndarray:
         return np.maximum(x @ weights + offsets, 0)
 
-    x, y = hidden(x), np.tile(2.0 * train.labels - 1, 8)
-    solution = np.linalg.solve(x.T @ x + RIDGE * np.eye(FEATURES), x.T @ y)
-    return hidden(features(seen(test))) @ solution > 0
+    return hidden(features(seen(test))) @ ridge(hidden(x), np.tile(train.labels, 8)) > 0
 
 
 def symmetries(places: np.ndarray) -> Iterator[np.ndarray]:

@@ -29,14 +29,8 @@ from kernels.adamra.triton_route import load_scalars, load_vectors, pick, route
 from kernels.common.launch import COUNTS, Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import load_rows, place, product, real_rows, store_rows, widened
 from kernels.lln.triton import read_features
-from kernels.lln.triton_keys import (
-    WIDEST_HELD,
-    load_parts,
-    merge_gradients,
-    merge_parts,
-    merge_summaries,
-    summarise_parts,
-)
+from kernels.lln.triton_keys import WIDEST_HELD, summarise_parts
+from kernels.lln.triton_merge import load_parts, merge_gradients, merge_parts, merge_summaries
 
 # By padded head dimension.
 QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2, 168), 128: Config(64, 8, 1)}

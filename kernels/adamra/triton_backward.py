@@ -22,7 +22,8 @@ from kernels.adamra.triton_route import load_router, pick, shares_of_rows
 from kernels.common.launch import COUNTS, Config
 from kernels.common.tiles import gather_rows, halves, place, product, real_rows, scatter_rows, widened
 from kernels.lln.triton import read_features, two_columns
-from kernels.lln.triton_keys import ONES, keys_backward, keys_backward_kernel, keys_backward_launch, round_gradient
+from kernels.lln.triton_keys import ONES, keys_backward, keys_backward_kernel, keys_backward_launch
+from kernels.lln.triton_merge import round_gradient
 
 # By padded head dimension.
 QUERIES_BACKWARD = {16: Config(64, 4, 5), 32: Config(64, 4, 5), 64: Config(64, 4, 2), 128: Config(32, 16, 1)}

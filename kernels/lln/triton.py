@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kernels.common.launch import COUNTS, Config, arithmetic, block_dim, mask_arguments, split, state_dtype, strides
 from kernels.common.tiles import NEVER, exponential, load_rows, place, product, real_rows, store_rows, widened
-from kernels.lln.triton_keys import LOWEST, ONES, WIDEST_HELD, key_weights, keys_backward, merge_gradients, summarise
+from kernels.lln.triton_keys import LOWEST, ONES, WIDEST_HELD, key_weights, keys_backward, summarise
+from kernels.lln.triton_merge import merge_gradients
 
 # By padded head dimension. A tile with Diag holds whole blocks of D tokens, and rows² scores.
 QUERIES = {16: Config(64, 4, 3), 32: Config(64, 4, 3), 64: Config(64, 4, 2), 128: Config(64, 8, 2)}

@@ -2,7 +2,8 @@
 
 Each audit fits on training images what it can (a threshold, a direction, which of several variants is best) and
 guesses the labels of test images. Ink, pixels one by one, the markers' distance and connected components should do no
-better than chance. `ends` is told what a network has to find by itself, and shows how far one comes without the way
+better than chance, and neither should the markers' places, which tell two labels in three of the published drawing.
+`ends` is told what a network has to find by itself, and shows how far one comes without the way
 between.
 """
 
@@ -17,7 +18,7 @@ from lra.audit.images import Images
 RIDGE = 30.0
 
 FEATURES = 1500
-"""Random features of the ends."""
+"""Of `random_ridge`."""
 
 BRIGHTNESS = (0, 20, 60, 120)
 """Grey values above which a pixel belongs to a component."""
@@ -34,6 +35,7 @@ def guesses(train: Images, test: Images) -> Iterator[Guess]:
     yield "connected components", threshold(lambda images: components(images.pixels, 0, 1, 0)[1], train, test)
     if train.markers is not None:
         yield "marker distance", threshold(marker_distance, train, test)
+        yield "marker places", marker_places(train, test)
         yield "flood fill", flood_fill(train, test)
     if train.ends is not None:
         for dashes in (1, 2, 4):
@@ -79,32 +81,53 @@ def ridge(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (2.0 * labels - 1))
 
 
+def marker_places(train: Images, test: Images) -> np.ndarray:
+    """Ridge regression on random features of where the markers lie, the one nearer to the middle first.
+
+    It is not told which of them begins a contour: nobody who looks at the image is.
+    """
+
+    def told(images: Images) -> np.ndarray:
+        assert images.markers is not None
+        middle = (images.pixels.shape[-1] - 1) / 2
+        places = (images.markers - middle) / middle
+        order = np.hypot(*np.moveaxis(places, -1, 0)).argsort(1, kind="stable")
+        near, far = np.moveaxis(np.take_along_axis(places, order[..., None], 1), 1, 0)
+        return np.concatenate([near, far, far - near], axis=1)
+
+    return random_ridge(told(train), train.labels, told(test))
+
+
 def ends(dashes: int, train: Images, test: Images) -> np.ndarray:
     """Ridge regression on random features of the places of the first dashes of three ends, see `Images.ends`.
 
     Training images count in all eight symmetries of the square.
     """
-    generator = np.random.default_rng(0)
     middle = (train.pixels.shape[-1] - 1) / 2
 
     def seen(images: Images) -> np.ndarray:
         assert images.ends is not None
         return images.ends[:, :, :dashes] - middle
 
-    def features(places: np.ndarray) -> np.ndarray:
+    def told(places: np.ndarray) -> np.ndarray:
         first = places[:, :, 0]
         apart = first[:, :2] - first[:, 2:]
-        told = (first, places[:, :, 1:] - places[:, :, :1], apart, np.hypot(*np.moveaxis(apart, -1, 0)))
-        return np.concatenate([part.reshape(len(places), -1) for part in told], axis=1) / middle
+        parts = (first, places[:, :, 1:] - places[:, :, :1], apart, np.hypot(*np.moveaxis(apart, -1, 0)))
+        return np.concatenate([part.reshape(len(places), -1) for part in parts], axis=1) / middle
 
-    x = np.concatenate([features(turned) for turned in symmetries(seen(train))])
-    weights = generator.standard_normal((x.shape[1], FEATURES))
-    offsets = generator.standard_normal(FEATURES)
+    x = np.concatenate([told(turned) for turned in symmetries(seen(train))])
+    return random_ridge(x, np.tile(train.labels, 8), told(seen(test)))
+
+
+def random_ridge(x: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Guesses for `test` by ridge regression on random features max(0, x W + b), W and b standard normal."""
+    generator = np.random.default_rng(0)
+    weights, offsets = generator.standard_normal((x.shape[1], FEATURES)), generator.standard_normal(FEATURES)
 
     def hidden(x: np.ndarray) -> np.ndarray:
         return np.maximum(x @ weights + offsets, 0)
 
-    return hidden(features(seen(test))) @ ridge(hidden(x), np.tile(train.labels, 8)) > 0
+    return hidden(test) @ ridge(hidden(x), labels) > 0
 
 
 def symmetries(places: np.ndarray) -> Iterator[np.ndarray]:

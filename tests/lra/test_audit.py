@@ -73,11 +73,12 @@ def halves(*noise):
 def test_noise_is_guessed_by_nothing(noise):
     train, test = halves(*noise)
     found = {name: (guess == test.labels).mean() for name, guess in shortcuts.guesses(train, test)}
-    assert len(found) == 9
+    assert len(found) == 10
     assert all(0.4 < accuracy < 0.6 for accuracy in found.values()), found
 
 
-@pytest.mark.parametrize("name", ["ink", "linear probe", "connected components", "marker distance", "flood fill"])
+@pytest.mark.parametrize("name", ["ink", "linear probe", "connected components", "marker distance", "marker places",
+                                  "flood fill"])  # fmt: skip
 def test_a_shortcut_that_is_there_is_found(noise, name):
     pixels, labels, markers, ends = (array.copy() for array in noise)
     if name == "ink":
@@ -91,6 +92,10 @@ def test_a_shortcut_that_is_there_is_found(noise, name):
     elif name == "marker distance":
         markers[:, 0] //= 4
         markers[:, 1] = markers[:, 0] + np.where(labels, 1, 5)[:, None]
+    elif name == "marker places":  # the one nearer to the middle lies left of it
+        markers[:, 0] = np.stack([np.full(800, 4), np.where(labels, 2, 5)], axis=1)
+        markers[:, 1] = np.random.default_rng(1).permuted([[0, 0], [7, 7]] * 400, axis=0)
+        markers[::2] = markers[::2, ::-1]
     else:  # both markers on one bright row, or on two
         pixels[:] = 0
         pixels[:, [2, 5]] = 255

@@ -6,13 +6,26 @@ generator (Linsley et al. 2018; Tay et al. 2020):
 
 contour    paddle after paddle, from a pivot behind each: the next pivot lies L + 2m ahead of the last; the paddle ends
            on a pixel of the circle of radius L + m around it, chosen with probability ∝ cos²(c·turn) · (1 − halo),
-           and is kept if no pixel of its zone is then occupied by more than LIMIT (three choices)
+           and is kept if no pixel of its zone is then occupied by LIMIT or more (three choices)
 pair       the contours grow in turn; if one cannot go on, both start anew
-distractors, markers, and a stretch of the grey values to 0 … 255 follow; what then is darker than BLACK becomes 0,
-           so that as many pixels are 0 (two thirds) as in the published images, where 0 stands for padding.
+distractors, markers, and a stretch of the grey values to 0 … 255 follow.
 
-Each contour sees all paddles but its own last one, which its next paddle must touch. (In the published generator the
-last paddle of the *other* contour is not seen either, so that tips can cross and a label be ambiguous.)
+There are two sets of rules, the `DRAWINGS`. Images drawn by either have the same parameters and the same kind of task;
+they differ in what the published code (`drewlinsley/pathfinder` at ab9c130) does unsaid:
+
+                     published                                   even
+rounding             pivots and far ends of paddles up,          far ends of paddles and candidates to the nearest,
+                     candidates down                             pivots not at all
+first contour        begins where the published code finds a     begins anywhere in the middle, in any direction
+                     place: in 31 of 360 directions, all of
+                     them up and left (`published_footprint`)
+a contour sees       all paddles but the last of each            all but its own last one, so that tips never cross
+distractors          begin as the first contour does; one that   begin anywhere in any direction; what the last of
+                     does not reach its length is dropped        five attempts reaches is kept
+black                what is 0                                   what is darker than 3, so that two thirds are 0
+
+By the published rules an image's two contours are drawn unlike each other, so that the places of the markers alone tell
+two labels in three (`lra.audit`, marker places).
 
 Only +, −, ×, /, √ and comparisons act on floats here, all of them exact in IEEE arithmetic on any machine; angles come
 from tables (`stamps`). Random words come from `lra.counter_rng`.
@@ -24,7 +37,7 @@ import numpy as np
 from numba import int64, njit, uint64
 
 from lra.counter_rng import below, draw, stream
-from lra.tasks.pathfinder.stamps import INK, LIMIT, SCALE, TURN_SAMPLES, ZONE, stamps
+from lra.tasks.pathfinder.stamps import FOOTPRINT, FREE, INK, LIMIT, SCALE, TURN_SAMPLES, ZONE, Stamps, stamps
 from lra.tasks.pathfinder.style import STYLES, Style
 
 TRIES = 3
@@ -33,15 +46,19 @@ TRIES = 3
 ATTEMPTS = 5
 """Starts of a distractor; what the last of them reaches is kept, however short."""
 
-BEHIND = -0.3
+BEHIND = -0.9
 """Cosine below which no pixel next to a point of the circle lies ahead, for a radius of 3 or more."""
 
 GUESSES = 64
 
-BLACK = 3
+BLACK = {"published": 1, "even": 3}
+"""The least grey value that is kept."""
 
 DEAD_END = 1e-4
 """Total weight of all ends of a paddle below which a contour is at a dead end."""
+
+SIN_PI, COS_HALF_PI = np.sin(np.pi), np.cos(np.pi / 2)
+"""1.2e−16 and 6.1e−17: by these the published code rounds a pivot near the top or left border up to the next pixel."""
 
 _LOW_BITS, _UNIT = np.uint64(11), 2.0**-53
 
@@ -68,8 +85,12 @@ class Drawing(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What compiled code knows of a style and one of its margins; `border` lies around a picture, half a stamp wide."""
+    """What compiled code knows of a style, one of its margins and a drawing; `border` lies around a picture."""
 
+    published: bool
+    black: int
+    free: float
+    limit: float
     window: int
     border: int
     margin: int
@@ -79,15 +100,15 @@ class Sizes(NamedTuple):
     distractor_length: int
 
 
-def draw_image(window: int, contour_length: int, seed: int, index: int) -> Drawing:
-    """Image number `index` of the stream `seed`: a pure function of the four."""
-    return Drawing._make(part[0] for part in draw_images(window, contour_length, seed, index, 1))
+def draw_image(drawing: str, window: int, contour_length: int, seed: int, index: int) -> Drawing:
+    """Image number `index` of the stream `seed`: a pure function of the five."""
+    return Drawing._make(part[0] for part in draw_images(drawing, window, contour_length, seed, index, 1))
 
 
-def draw_images(window: int, contour_length: int, seed: int, first: int, count: int) -> Drawing:
+def draw_images(drawing: str, window: int, contour_length: int, seed: int, first: int, count: int) -> Drawing:
     """Images number first … first + count − 1, in one compiled call: threads wait for each other where Python works."""
     style = STYLES[window]
-    kits = tuple((stamps(window, margin), _sizes(style, margin, contour_length)) for margin in style.margins)
+    kits = tuple(_kit(drawing, style, margin, contour_length) for margin in style.margins)
     contrasts = (np.array([style.paddle_contrast, style.paddle_contrast, 1]) * style.contrast).astype(np.float32)
     drawn = Drawing(
         image=np.empty((count, window, window), np.uint8),
@@ -102,10 +123,11 @@ def draw_images(window: int, contour_length: int, seed: int, first: int, count: 
     return drawn
 
 
-def _sizes(style: Style, margin: int, contour_length: int) -> Sizes:
-    border = len(stamps(style.window, margin).marker) // 2
-    distractors = style.distractors(contour_length)
-    return Sizes(style.window, border, margin, style.paddle_length, style.seed_distance, *distractors)
+def _kit(drawing: str, style: Style, margin: int, contour_length: int) -> tuple[Stamps, Sizes]:
+    kit, distractors = stamps(style.window, margin, drawing), style.distractors(contour_length)
+    rules = drawing == "published", BLACK[drawing], 1 + FREE[drawing], LIMIT[drawing]
+    lengths = style.window, len(kit.marker) // 2, margin, style.paddle_length, style.seed_distance
+    return kit, Sizes(*rules, *lengths, *distractors)
 
 
 # Compiled. Arguments: `random` holds key and counter; `kit` is a `Stamps`; `seen` is what a contour sees, zones and
@@ -132,38 +154,53 @@ def _draw(kits, contrasts, seed, first, drawn):
         distractors, found = np.empty((sizes.distractors * sizes.distractor_length, 3), np.int64), 0
         for _ in range(sizes.distractors):
             found += _grow_distractor(random, kit, sizes, seen, distractors[found : found + sizes.distractor_length])
-        _paint(kit, contrasts, chains, distractors[:found], tips, marked, drawn.image[place], drawn.owner[place])
+        pictures = drawn.image[place], drawn.owner[place]
+        _paint(kit, sizes.black, contrasts, chains, distractors[:found], tips, marked, *pictures)
 
 
 @njit(nogil=True)
 def _grow_pair(random, kit, sizes, seen, chains, tips):
     """Both contours, in turn, begun anew at every dead end; fills chains and tips."""
-    distance, room, state = sizes.seed_distance, sizes.window - 4 * sizes.seed_distance, np.empty((2, 4))
-    grown, length = 0, chains.shape[1]
+    grown, length, state = 0, chains.shape[1], np.empty((2, 4))
     while grown < 2 * length:
         for paddle in range(grown):
             for contour in range(2):
                 _clear(kit, chains[paddle % 2, paddle // 2], seen[contour])
-        for contour in range(2):
-            way = kit.compass[_below(random, 360)]
-            if contour == 0:
-                y, x = 2 * distance + _below(random, room), 2 * distance + _below(random, room)
-            else:
-                bearing = kit.compass[_below(random, 360)]
-                y, x = tips[0, 0, 0] + _nearest(distance * bearing[0]), tips[0, 0, 1] + _nearest(distance * bearing[1])
-            tips[contour, 0, 0], tips[contour, 0, 1] = y, x
-            _start(kit, sizes, way, y, x, state[contour], chains[contour, 0])
-            _occupy(kit, chains[contour, 0], seen[1 - contour])
-        grown = 2
-        while grown < 2 * length:
+        grown = 2 if _begin_pair(random, kit, sizes, state, chains, tips) else 0
+        if grown and not sizes.published:
+            for contour in range(2):
+                _occupy(kit, chains[contour, 0], seen[1 - contour])
+        while 0 < grown < 2 * length:
             step, contour = grown // 2, grown % 2
             last, paddle = chains[contour, step - 1], chains[contour, step]
             if not _extend(random, kit, sizes, seen[contour], state[contour], last, paddle):
                 break
-            _occupy(kit, paddle, seen[1 - contour])
+            _occupy(kit, last if sizes.published else paddle, seen[1 - contour])
             grown += 1
+    if sizes.published:
+        _occupy(kit, chains[1, length - 1], seen[1])  # and the first contour's last paddle is never seen
     for contour in range(2):
         tips[contour, 1, 0], tips[contour, 1, 1] = chains[contour, length - 1, 1], chains[contour, length - 1, 2]
+
+
+@njit(nogil=True)
+def _begin_pair(random, kit, sizes, state, chains, tips):
+    """The first paddles, the second contour's at the seed distance from the first's; False if there is no place."""
+    distance, room = sizes.seed_distance, sizes.window - 4 * sizes.seed_distance
+    for contour in range(2):
+        way = kit.compass[_below(random, 360)]
+        if contour == 1:
+            bearing = kit.compass[_below(random, 360)]
+            y, x = tips[0, 0, 0] + _nearest(distance * bearing[0]), tips[0, 0, 1] + _nearest(distance * bearing[1])
+        elif sizes.published:
+            y, x = _free_place(random, kit, sizes, way, kit.middle)
+            if y < 0:
+                return False
+        else:
+            y, x = 2 * distance + _below(random, room), 2 * distance + _below(random, room)
+        tips[contour, 0, 0], tips[contour, 0, 1] = y, x
+        _start(kit, sizes, way, y, x, state[contour], chains[contour, 0])
+    return True
 
 
 @njit(nogil=True)
@@ -173,8 +210,7 @@ def _grow_distractor(random, kit, sizes, seen, chain):
     for _ in range(ATTEMPTS):
         _copy(seen[0], seen[1])
         way = kit.compass[_below(random, 360)]
-        stamp = _stamp(kit, sizes, way[0], way[1])
-        y, x = _free_place(random, kit.paddles[stamp, ZONE], kit.boxes[stamp, 1], sizes, seen[0, 0])
+        y, x = _free_place(random, kit, sizes, way, seen[0, 0])
         grown = 0
         if y < 0:
             continue
@@ -184,6 +220,8 @@ def _grow_distractor(random, kit, sizes, seen, chain):
             grown += 1
         if grown == len(chain):
             break
+    if sizes.published and grown < len(chain):
+        grown = 0
     if grown:
         _occupy(kit, chain[grown - 1], seen[1])
         _copy(seen[1], seen[0])
@@ -191,17 +229,20 @@ def _grow_distractor(random, kit, sizes, seen, chain):
 
 
 @njit(nogil=True)
-def _free_place(random, zone, box, sizes, occupied):
-    """A pixel, uniform among those where a paddle of this zone meets nothing; (−1, −1) if there is none."""
-    window = sizes.window
+def _free_place(random, kit, sizes, way, occupied):
+    """A pixel, uniform among those where a first paddle in this direction finds room; (−1, −1) if there is none."""
+    window, paddle = sizes.window, _stamp(kit, sizes, way[0], way[1])
+    if not kit.starts[paddle]:
+        return -1, -1
+    footprint, box = kit.paddles[paddle, FOOTPRINT], kit.boxes[paddle, 2]
     for _ in range(GUESSES):  # most often one is soon found without looking at all pixels
         place = _below(random, window * window)
-        if _fits(zone, box, place // window, place % window, occupied, 0.0):
+        if _fits(footprint, box, place // window, place % window, occupied, sizes.free):
             return place // window, place % window
     places, found = np.empty(window * window, np.int64), 0
     for y in range(window):
         for x in range(window):
-            if _fits(zone, box, y, x, occupied, 0.0):
+            if _fits(footprint, box, y, x, occupied, sizes.free):
                 places[found] = y * window + x
                 found += 1
     if found == 0:
@@ -213,7 +254,12 @@ def _free_place(random, zone, box, sizes, occupied):
 @njit(nogil=True)
 def _start(kit, sizes, way, y, x, state, paddle):
     """The first paddle of a contour, its tail at (y, x)."""
-    state[0], state[1], state[2], state[3] = y - sizes.margin * way[0], x - sizes.margin * way[1], way[0], way[1]
+    if sizes.published:  # the pivot lies L + m behind the head
+        length, back = sizes.paddle_length, sizes.paddle_length + sizes.margin
+        pivot_y, pivot_x = _up(_up(y + length * way[0]) - back * way[0]), _up(_up(x + length * way[1]) - back * way[1])
+    else:
+        pivot_y, pivot_x = y - sizes.margin * way[0], x - sizes.margin * way[1]
+    state[0], state[1], state[2], state[3] = pivot_y, pivot_x, way[0], way[1]
     paddle[0], paddle[1], paddle[2] = _stamp(kit, sizes, way[0], way[1]), y, x
 
 
@@ -221,15 +267,23 @@ def _start(kit, sizes, way, y, x, state, paddle):
 def _extend(random, kit, sizes, seen, state, last, paddle):
     """Choose the paddle after `last`, which then is seen by its contour too; False at a dead end."""
     arc, window, radius = kit.arc, sizes.window, sizes.paddle_length + sizes.margin
-    pivot_y = state[0] + (radius + sizes.margin) * state[2]
-    pivot_x = state[1] + (radius + sizes.margin) * state[3]
+    stride = radius + sizes.margin
+    pivot_y, pivot_x = state[0] + stride * state[2], state[1] + stride * state[3]
+    if sizes.published:
+        left, upright = state[2] == 0.0 and state[3] < 0.0, state[3] == 0.0
+        pivot_y = np.ceil(pivot_y + stride * SIN_PI) if left else _up(pivot_y)
+        pivot_x = np.ceil(pivot_x + stride * COS_HALF_PI) if upright else _up(pivot_x)
     ends, ways, weights = np.empty((len(arc), 2), np.int64), np.empty((len(arc), 2)), np.empty(len(arc))
     found, total, y, x = 0, 0.0, np.int64(-1), np.int64(-1)
     for place in range(len(arc)):
         if arc[place, 0] * state[2] + arc[place, 1] * state[3] < BEHIND:
             continue
         before_y, before_x = y, x
-        y, x = _nearest(pivot_y + radius * arc[place, 0]), _nearest(pivot_x + radius * arc[place, 1])
+        end_y, end_x = pivot_y + radius * arc[place, 0], pivot_x + radius * arc[place, 1]
+        if sizes.published:
+            y, x = np.int64(np.floor(end_y)), np.int64(np.floor(end_x))
+        else:
+            y, x = _nearest(end_y), _nearest(end_x)
         if (y == before_y and x == before_x) or not (0 <= y < window and 0 <= x < window):
             continue
         way_y, way_x = y - pivot_y, x - pivot_x
@@ -249,7 +303,7 @@ def _extend(random, kit, sizes, seen, state, last, paddle):
         while weights[chosen] <= goal and chosen < found - 1:
             chosen += 1
         stamp = _stamp(kit, sizes, -ways[chosen, 0], -ways[chosen, 1])
-        if _fits(kit.paddles[stamp, ZONE], kit.boxes[stamp, 0], ends[chosen, 0], ends[chosen, 1], seen[0], LIMIT):
+        if _fits(kit.paddles[stamp, ZONE], kit.boxes[stamp, 0], ends[chosen, 0], ends[chosen, 1], seen[0], sizes.limit):
             _occupy(kit, last, seen)
             state[0], state[1], state[2], state[3] = pivot_y, pivot_x, ways[chosen, 0], ways[chosen, 1]
             paddle[0], paddle[1], paddle[2] = stamp, ends[chosen, 0], ends[chosen, 1]
@@ -258,12 +312,11 @@ def _extend(random, kit, sizes, seen, state, last, paddle):
 
 
 @njit(nogil=True)
-def _fits(zone, box, y, x, occupied, limit):
-    """Whether zone + occupied < limit everywhere; with limit 0, whether no pixel is in both."""
+def _fits(picture, box, y, x, occupied, limit):
+    """Whether picture + occupied < limit everywhere."""
     for row in range(box[0], box[1]):
         for column in range(box[2], box[3]):
-            here, there = zone[row, column], occupied[y + row, x + column]
-            if (limit > 0.0 and here + there >= limit) or (limit == 0.0 and here > 0.0 and there > 0.0):
+            if picture[row, column] + occupied[y + row, x + column] >= limit:
                 return False
     return True
 
@@ -319,7 +372,16 @@ def _weight(turn, cosine):
 def _stamp(kit, sizes, sine, cosine):
     """The paddle from an anchor in this direction."""
     middle, length = len(kit.lookup) // 2, SCALE * sizes.paddle_length
-    return kit.lookup[middle + _nearest(length * sine), middle + _nearest(length * cosine)]
+    y, x = length * sine, length * cosine
+    if sizes.published:
+        return kit.lookup[middle + np.int64(_up(y)), middle + np.int64(_up(x))]
+    return kit.lookup[middle + _nearest(y), middle + _nearest(x)]
+
+
+@njit(nogil=True)
+def _up(value):
+    """The next integer, but not for what the rounding of directions left above one."""
+    return np.ceil(value - 1e-7)
 
 
 @njit(nogil=True)
@@ -349,7 +411,7 @@ def _uniform(random):
 
 
 @njit(nogil=True)
-def _paint(kit, contrasts, chains, distractors, tips, marked, image, owner):
+def _paint(kit, black, contrasts, chains, distractors, tips, marked, image, owner):
     """Fills image and owner, see `Drawing`."""
     ink = np.zeros((4, *kit.empty.shape[1:]))  # of the contours, the distractors, the markers
     for contour in range(2):
@@ -370,7 +432,7 @@ def _paint(kit, contrasts, chains, distractors, tips, marked, image, owner):
                 most = max(most, ink[3, border + y, border + x])
                 if exposing:
                     value = np.floor(255 * (most / brightest) + 0.5)
-                    image[y, x], owner[y, x] = 0 if value < BLACK else value, whose
+                    image[y, x], owner[y, x] = 0 if value < black else value, whose
                 brightest = max(brightest, most)
 
 

@@ -1,7 +1,8 @@
 """Everything that a Pathfinder image is put together from, drawn once: paddles, the zones they occupy, markers.
 
 A paddle is a straight line from an anchor pixel, drawn at twice the resolution and reduced with a Lanczos filter. At
-that resolution its far end is an offset of whole pixels, so that few different paddles exist.
+that resolution its far end is an offset of whole pixels, so that few different paddles exist. Where the published code
+rounds in a way of its own, `drawing` tells which is meant, see `lra.tasks.pathfinder.generator`.
 
 Sines are rounded to multiples of 2⁻³⁰ and pixel values to multiples of 1/255, so that no library's last bit matters.
 """
@@ -21,10 +22,14 @@ LOBES = 3
 
 TURN_SAMPLES = 4096
 
-LIMIT = 1.8
-"""No pixel may be occupied by more than this when the zone of a new paddle is added."""
+LIMIT = {"even": 1.8, "published": 1.8 - 1e-3}
+"""Pixels must be occupied by less than this when the zone of a new paddle is added, all multiples of 1/255: the first
+lets 459/255 pass, since it meets 32-bit sums, the second does not."""
 
-INK, ZONE, HALO = range(3)
+FREE = {"even": 1e-3, "published": 0.3}
+"""A pixel occupied by more than this is not free for the first paddle of a contour."""
+
+INK, ZONE, HALO, FOOTPRINT = range(4)
 """The pictures of a paddle."""
 
 
@@ -32,12 +37,15 @@ class Stamps(NamedTuple):
     """All that the generator draws with, for one resolution and margin; pictures have their anchor in the middle.
 
     lookup     (2R + 1, 2R + 1): paddle whose far end is (y − R, x − R), in pixels of the drawing; −1 if none is
-    paddles    (paddles, 3, P, P): ink, the line itself; zone, the line widened by the margin, which it occupies;
-               halo, the zone widened by the margin, where the end of another paddle is unwelcome
-    boxes      (paddles, 2, 4): first row, last row + 1, first column, last column + 1 of the pixels of its zone that
-               can reach LIMIT with another's; of all pixels of its halo
+    paddles    (paddles, 4, P, P): ink, the line itself; zone, the line widened by the margin, which it occupies;
+               halo, the zone widened by the margin, where the end of another paddle is unwelcome; footprint, 1 where
+               it needs free pixels to be the first of a contour
+    boxes      (paddles, 3, 4): first row, last row + 1, first column, last column + 1 of the pixels of its zone that
+               can reach LIMIT with another's; of all pixels of its halo; of its footprint
+    starts     (paddles,) bool: it can be the first of a contour that looks for a place
     marker     (P, P)
     empty      (2, W + P − 1, W + P − 1): zone and halo of the frame of an empty image; half a stamp lies around it
+    middle     (W + P − 1, W + P − 1): 0 where the first contour may begin, else 1
     arc        (n, 2) unit vectors, as many as the circle of candidates has pixels
     compass    (360, 2) unit vectors of whole degrees
     turn       weight of a turn by the angle with cosine −1 … 1, sampled evenly
@@ -46,41 +54,68 @@ class Stamps(NamedTuple):
     lookup: np.ndarray
     paddles: np.ndarray
     boxes: np.ndarray
+    starts: np.ndarray
     marker: np.ndarray
     empty: np.ndarray
+    middle: np.ndarray
     arc: np.ndarray
     compass: np.ndarray
     turn: np.ndarray
 
 
 @cache
-def stamps(window: int, margin: int) -> Stamps:
-    """The stamps of a resolution with one of its margins."""
-    style = STYLES[window]
+def stamps(window: int, margin: int, drawing: str) -> Stamps:
+    """The stamps of a resolution with one of its margins, for one of the `DRAWINGS`."""
+    style, published = STYLES[window], drawing == "published"
     length, reach = SCALE * style.paddle_length, style.paddle_length + margin
     side = 2 * (reach + margin + LOBES) + 1  # of a picture: no pixel above zero lies outside
+    extent = 2 * (reach + int(np.ceil(style.thickness))) + 1 if published else side  # the first cuts tails off
+    width = round(style.thickness * SCALE)
     lookup = np.full((2 * length + 3, 2 * length + 3), -1, np.int64)
-    ends = far_ends(length)
-    paddles = np.empty((len(ends), 3, side, side), np.float32)
+    ends = far_ends(length, published)
+    paddles, starts = np.empty((len(ends), 4, side, side), np.float32), np.empty(len(ends), bool)
     for paddle, (y, x) in enumerate(ends):
         lookup[y + length + 1, x + length + 1] = paddle
-        line = draw_line(y, x, round(style.thickness * SCALE), SCALE * side)
-        zone = shrink(widen(line, margin * SCALE))
-        paddles[paddle] = shrink(line), zone, widen(zone, margin)
-    boxes = np.stack([bounds(paddles[:, ZONE] >= LIMIT - 1), bounds(paddles[:, HALO] > 0)], axis=1)
+        if published:
+            place = SCALE * (extent - 1) + 1, SCALE * (extent // 2)
+            line = draw_pixels(y, x, *place) if width == 1 else draw_line(y, x, width, *place)
+        else:
+            line = draw_line(y, x, width, SCALE * side, SCALE * (side // 2))
+        drawn = shrink(np.stack([line, widen(line, margin * SCALE)]), extent)
+        ink, zone = np.pad(drawn, [(0, 0), *[((side - extent) // 2,) * 2] * 2])
+        footprint, starts[paddle] = published_footprint(zone, reach) if published else (zone > 0, True)
+        paddles[paddle] = ink, zone, widen(zone, margin), footprint
+    needed = paddles[:, ZONE] >= LIMIT[drawing] - 1, paddles[:, HALO] > 0, paddles[:, FOOTPRINT] > 0
     turns = np.arccos(np.linspace(-1, 1, TURN_SAMPLES + 1))
+    point = draw_line(0, 0, 1, SCALE * side, SCALE * (side // 2))
+    pixels = int(np.ceil(2 * np.pi * reach))
     return Stamps(
         lookup,
         paddles,
-        boxes,
-        marker=shrink(widen(draw_line(0, 0, 1, SCALE * side), SCALE * style.marker_radius)).astype(
-            np.float32, order="C"
-        ),
+        np.stack([bounds(picture) for picture in needed], axis=1),
+        starts,
+        marker=shrink(widen(point, SCALE * style.marker_radius), side).astype(np.float32, order="C"),
         empty=np.stack([frame(window, side // 2, style.padding + widened) for widened in (0, margin)]),
-        arc=unit_vectors(int(np.ceil(2 * np.pi * reach))),
-        compass=unit_vectors(360),
+        middle=frame(window, side // 2, 2 * style.seed_distance),
+        arc=unit_vectors(pixels, 1 / reach if published else 2 * np.pi / pixels),
+        compass=unit_vectors(360, 2 * np.pi / 360),
         turn=rounded(np.cos(np.minimum(style.continuity * turns, np.pi / 2)) ** 2),
     )
+
+
+def published_footprint(zone: np.ndarray, reach: int) -> tuple[np.ndarray, bool]:
+    """What the published code takes for a paddle's footprint, and whether it finds a place for it at all.
+
+    It dilates what is occupied by the pixels of the zone that are exactly 1, drawn from one pixel below and right of
+    the kernel's middle and cut where the kernel ends. Where the dilation's kernel misses the image, OpenCV writes the
+    least number there is, upon which the code finds no place anywhere: that happens at some corner of the image
+    unless the footprint has pixels in all four quadrants around the kernel's middle.
+    """
+    middle, footprint = len(zone) // 2, np.zeros_like(zone)
+    kernel = slice(middle - reach, middle + reach + 1)
+    footprint[kernel, kernel] = np.roll(zone == 1, (1, 1), (0, 1))[kernel, kernel]
+    halves = slice(None, middle + 1), slice(middle, None)
+    return footprint, all(footprint[rows, columns].any() for rows in halves for columns in halves)
 
 
 def bounds(pictures: np.ndarray) -> np.ndarray:
@@ -97,16 +132,22 @@ def frame(window: int, border: int, width: int) -> np.ndarray:
     return picture
 
 
-def far_ends(length: int) -> list[tuple[int, int]]:
-    """All pixels that a vector of this length can end in: their squares meet the circle."""
+def far_ends(length: int, up: bool) -> list[tuple[int, int]]:
+    """All pixels that a vector of this length can end in, rounded up or to nearest: their squares meet the circle."""
     places = [(y, x) for y in range(-length - 1, length + 2) for x in range(-length - 1, length + 2)]
-    near, far = (lambda y, x, s=s: np.hypot(max(abs(y) + s, 0), max(abs(x) + s, 0)) for s in (-0.5, 0.5))
+    low, high = (-1, 0) if up else (-0.5, 0.5)
+
+    def spans(axis: int) -> tuple[float, float]:
+        """The least and the largest distance from 0 in this row or column."""
+        return max(axis + low, -axis - high, 0), max(abs(axis + low), abs(axis + high))
+
+    near, far = (lambda y, x, end=end: np.hypot(spans(y)[end], spans(x)[end]) for end in (0, 1))
     return [place for place in places if near(*place) <= length <= far(*place)]
 
 
-def unit_vectors(count: int) -> np.ndarray:
-    """(count, 2): sine and cosine of equally spaced angles."""
-    angles = np.arange(count) * (2 * np.pi / count)
+def unit_vectors(count: int, step: float) -> np.ndarray:
+    """(count, 2): sine and cosine of angles from 0 on, `step` apart."""
+    angles = np.arange(count) * step
     return rounded(np.stack([np.sin(angles), np.cos(angles)], axis=1))
 
 
@@ -114,14 +155,22 @@ def rounded(values: np.ndarray) -> np.ndarray:
     return np.ldexp(np.rint(np.ldexp(values, 30)), -30)
 
 
-def draw_line(y: int, x: int, width: int, side: int) -> np.ndarray:
+def draw_line(y: int, x: int, width: int, side: int, middle: int) -> np.ndarray:
     """A picture (side, side) with 1 where a line of this width from its middle to (y, x) lies."""
-    row, column = (axis - (side - SCALE) // 2 for axis in np.ogrid[:side, :side])
+    row, column = (axis - middle for axis in np.ogrid[:side, :side])
     along, across, square = row * y + column * x, row * x - column * y, y * y + x * x
     if square == 0:
         return ((row == 0) & (column == 0)).astype(np.float64)
     spread = max(abs(y), abs(x)) if width == 1 else width * np.sqrt(square)  # the first: one pixel a step
     return ((along >= 0) & (along <= square) & (-spread < 2 * across) & (2 * across <= spread)).astype(np.float64)
+
+
+def draw_pixels(y: int, x: int, side: int, middle: int) -> np.ndarray:
+    """The same, one pixel wide, where half a step is rounded away from the middle, as Bresenham's algorithm does it."""
+    steps, picture = max(abs(y), abs(x)), np.zeros((side, side))
+    row, column = (np.sign(end) * ((2 * np.arange(steps + 1) * abs(end) + steps) // (2 * steps)) for end in (y, x))
+    picture[middle + row, middle + column] = 1
+    return picture
 
 
 def widen(picture: np.ndarray, radius: float) -> np.ndarray:
@@ -132,13 +181,13 @@ def widen(picture: np.ndarray, radius: float) -> np.ndarray:
     return np.max(shifted, axis=0)
 
 
-def shrink(picture: np.ndarray) -> np.ndarray:
-    """A drawing at the image's resolution: Lanczos filter along x, then y, each cut to 0 … 1 and rounded to 1/255."""
-    side = len(picture)
-    drawn, pixel = (np.arange(n) + 0.5 for n in (side, side // SCALE))
-    distance = (drawn[None] - SCALE * pixel[:, None]) / SCALE
+def shrink(pictures: np.ndarray, side: int) -> np.ndarray:
+    """Drawings (…, n, n) at the resolution of images: Lanczos along x, then y, each cut to 0 … 1, rounded to 1/255."""
+    drawn, pixel = (np.arange(n) + 0.5 for n in (pictures.shape[-1], side))
+    ratio = pictures.shape[-1] / side
+    distance = (drawn[None] - ratio * pixel[:, None]) / ratio
     kernel = np.where(np.abs(distance) < LOBES, np.sinc(distance) * np.sinc(distance / LOBES), 0)
     kernel /= kernel.sum(1, keepdims=True)
     for _ in range(2):
-        picture = np.rint(255 * np.clip(picture @ kernel.T, 0, 1)).T / 255
-    return picture
+        pictures = (np.rint(255 * np.clip(pictures @ kernel.T, 0, 1)) / 255).swapaxes(-1, -2)
+    return pictures

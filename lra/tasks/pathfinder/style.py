@@ -6,6 +6,10 @@ CONTOUR_LENGTHS = (6, 9, 14)
 """Paddles of a contour at the levels easy, intermediate and hard; the benchmark takes the last."""
 
 
+DRAWINGS = ("published", "even")
+"""Rules of drawing: those of the published generator, with its flaws, or without them; see `generator`."""
+
+
 @dataclass(frozen=True)
 class Style:
     """Lengths are in pixels of the image; see `lra.tasks.pathfinder.generator` for what they mean.

@@ -10,7 +10,7 @@ from lra.tasks.base import Task
 from lra.tasks.checks import at_most, check_choice, check_integer, checked_sizes
 from lra.tasks.parallel import in_order
 from lra.tasks.pathfinder import release
-from lra.tasks.pathfinder.style import CONTOUR_LENGTHS, STYLES
+from lra.tasks.pathfinder.style import CONTOUR_LENGTHS, DRAWINGS, STYLES
 from lra.tasks.registry import register
 from lra.tasks.sources import Source, choose
 
@@ -36,6 +36,8 @@ class Pathfinder(Task):
     """Two classes, square images; 160,000 / 20,000 / 20,000, labels even.
 
     source                "generate" | "release" (the official folders) | "auto" (release if present, else generate)
+    drawing               "published" (as the published generator draws, with its flaws) | "even" (without them), of
+                          the generated images, see `lra.tasks.pathfinder.generator`
     seed                  of the generated images; not the seed of the training
     resolution            32 (Pathfinder) | 128 (Path-X)
     contour_length        14 (hard, the benchmark's) | 9 | 6
@@ -48,6 +50,7 @@ class Pathfinder(Task):
     def __init__(
         self,
         source: str = "auto",
+        drawing: str = "published",
         seed: int = 0,
         resolution: int = 32,
         contour_length: int = 14,
@@ -57,11 +60,12 @@ class Pathfinder(Task):
         test_size: int = 20_000,
     ):
         check_choice("source", source, SOURCES)
+        check_choice("drawing", drawing, DRAWINGS)
         check_choice("resolution", resolution, tuple(STYLES))
         check_choice("contour_length", contour_length, CONTOUR_LENGTHS)
         check_choice("black", black, pixels.BLACK)
         check_integer("seed", seed, low=0)
-        self.source, self.seed, self.black = source, seed, black
+        self.source, self.drawing, self.seed, self.black = source, drawing, seed, black
         self.resolution, self.contour_length = resolution, contour_length
         self.sizes = checked_sizes(train_size, validation_size, test_size)
         self.vocab_size, self.max_length = pixels.vocab_size(black), resolution**2
@@ -86,7 +90,7 @@ class Pathfinder(Task):
     def _generate(self) -> Recipe:
         return Recipe(
             source="generate",
-            parameters={**self._parameters(GENERATOR_VERSION), "seed": self.seed},
+            parameters={**self._parameters(GENERATOR_VERSION), "drawing": self.drawing, "seed": self.seed},
             shapes=lambda: {split: (size, self.max_length) for split, size in self.sizes.items()},
             fill=self._fill_generated,
             dtype=pixels.dtype(self.black),
@@ -139,7 +143,7 @@ class Pathfinder(Task):
 
         def chunk(row: int) -> "Drawing":
             number = min(CHUNK, count - row)
-            return draw_images(self.resolution, self.contour_length, self.seed, first + row, number)
+            return draw_images(self.drawing, self.resolution, self.contour_length, self.seed, first + row, number)
 
         first = SPLITS.index(split) << SPLIT_BITS
         return in_order(chunk, range(0, count, CHUNK), workers)

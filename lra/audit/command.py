@@ -61,7 +61,18 @@ PUBLISHED = {
 """Of the published generator's hard level at 32 × 32: 1,600 images, `marker places` 4,900; a network reaches at least
 that there."""
 
-COLUMNS = ("task", "contour_length", "data_digest", "audit", "value", "ci95_low", "ci95_high", "items", "published")
+COLUMNS = (
+    "task",
+    "contour_length",
+    "drawing",
+    "data_digest",
+    "audit",
+    "value",
+    "ci95_low",
+    "ci95_high",
+    "items",
+    "published",
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -162,6 +173,7 @@ def refresh(results_dir: Path) -> Path:
         common = {
             "task": record["task"]["name"],
             "contour_length": record["task"]["contour_length"],
+            "drawing": _drawing(record),
             "data_digest": record["data"]["digest"],
         }
         rows += [{**common, **row} for row in record["rows"]]
@@ -170,11 +182,17 @@ def refresh(results_dir: Path) -> Path:
     return path
 
 
+def _drawing(record: Record) -> str:
+    """Of generated images; before there was a choice they were even."""
+    return record["task"].get("drawing", "even") if record["data"]["source"] == "generate" else ""
+
+
 def show(record: Record, console: Console) -> None:
     """The rows as a table: statistics first, then accuracies in per cent with their 95 % intervals."""
     task, data, wall = record["task"], record["data"], record["wall_s"]
     counts = " / ".join(f"{count:,}" for count in data["counts"].values())
-    title = f"{task['name']}, contours of {task['contour_length']}, {data['source']}, {counts}, {data['digest'][:12]}"
+    kind = " ".join(part for part in (data["source"], _drawing(record)) if part)
+    title = f"{task['name']}, contours of {task['contour_length']}, {kind}, {counts}, {data['digest'][:12]}"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("audit", "measured", "95 % interval", "images", "published"):
         table.add_column(column, justify="left" if column == "audit" else "right", no_wrap=True)

@@ -55,13 +55,13 @@ class Panel(NamedTuple):
 def draw(
     results_dir: Path, leaderboard: pd.DataFrame, summary: pd.DataFrame, records: Iterable[Record]
 ) -> Iterable[Picture]:
-    """One picture for each protocol, budget and device: a panel for each suite with complete rows, or else a task."""
+    """One picture for each protocol, budget and device: suites where all rows are complete in one, or else tasks."""
     speeds = speeds_of(records)
     for scope, rows in scopes(leaderboard):
         timed: Any = rows.assign(speed=[speeds.get(tuple(key)) for key in rows[list(ROW)].itertuples(index=False)])
         timed = timed[timed["speed"].notna() & timed["steps_per_s"].notna()]
         shown, note = _suites(timed, summary, scope), SUITE
-        if not shown:
+        if {disc.name for panel in shown for disc in panel.discs} < set(timed["name"]):  # no row is left out
             shown, note = _tasks(timed), ONE_TASK
         if shown:
             path, title = Path(results_dir, FOLDER, f"tradeoff-{slug(*scope)}"), title_of(*scope)

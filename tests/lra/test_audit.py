@@ -6,9 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from records import record, store
 
+from lra import predictions
 from lra.audit import command, control, shortcuts
+from lra.audit.answers import apart
 from lra.audit.images import Images
+from lra.record import Cell
 from lra.tasks import Split, TaskData
 from lra.tasks.pathfinder import Pathfinder
 
@@ -126,6 +130,21 @@ def test_components_are_counted_in_each_image_apart():
     assert shortcuts.components(pixels, 20, 2, 0)[1].tolist() == [1, 2]
     assert shortcuts.components(pixels, 60, 2, 0)[1].tolist() == [1, 1]
     assert shortcuts.components(pixels, 20, 1, 1)[1].tolist() == [1, 1]
+
+
+def test_answers_of_cells_on_these_data_are_told_apart_by_a_shortcut(tmp_path, capsys):
+    """Six of eight items right, of which the shortcut knows four of five; other data and failures do not count."""
+    labels, best = np.zeros(8, int), np.array([0, 0, 0, 0, 1, 0, 0, 1])
+    shortcut = np.arange(8) < 5
+    about = {"task": "pathfinder", "correct": 6, "total": 8, "digest": "ours"}
+    kept, lost = record("lln", seed=3, **about), record("softmax", **about)
+    for made in (kept, lost):
+        made["test"].pop("last")
+    store(tmp_path, kept, lost, record("mra", **about | {"digest": "other"}), record("adamra", status="failed"))
+    predictions.write(Cell.of(kept).directory(tmp_path), predictions.Predictions(labels, best, best))
+    rows = {name: right.tolist() for name, right in apart(tmp_path, "ours", "places", shortcut)}
+    assert rows == {"lln seed3, places right": [True] * 4 + [False], "lln seed3, places wrong": [True, True, False]}
+    assert "softmax/seed0/predictions.npz is missing" in capsys.readouterr().err
 
 
 def test_the_command_prints_and_records(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ contour    paddle after paddle, from a pivot behind each: the next pivot lies L 
 pair       the contours grow in turn; if one cannot go on, both start anew
 distractors, markers, and a stretch of the grey values to 0 … 255 follow.
 
-There are two sets of rules, the `DRAWINGS`. Images drawn by either have the same parameters and the same kind of task;
+There are two sets of rules. Images drawn by either have the same parameters and the same kind of task;
 they differ in what the published code (`drewlinsley/pathfinder` at ab9c130) does unsaid:
 
                      published                                   even
@@ -25,7 +25,8 @@ distractors          begin as the first contour does; one that   begin anywhere 
 black                what is 0                                   what is darker than 3, so that two thirds are 0
 
 By the published rules an image's two contours are drawn unlike each other, so that the places of the markers alone tell
-two labels in three (`lra.audit`, marker places).
+two labels in three (`lra.audit`, marker places). The drawing `turned` is by these rules too, but each image is then
+turned and mirrored in one of the eight ways of a square, at random: the same pixels and contours in other places.
 
 Only +, −, ×, /, √ and comparisons act on floats here, all of them exact in IEEE arithmetic on any machine; angles come
 from tables (`stamps`). Random words come from `lra.counter_rng`.
@@ -71,7 +72,8 @@ class Drawing(NamedTuple):
     owner     (window, window) uint8: 0 empty, 1 or 2 that contour's ink, 3 a distractor's, where it is the brightest
     tips      (2, 2, 2): of each contour the first and the last tip, (y, x)
     marked    (2, 2): contour and tip of the two markers
-    paddles   (2, length, 3): of each contour the stamps and their anchors (y, x), in the order of growth
+    paddles   (2, length, 3): of each contour the stamps and their anchors (y, x), in the order of growth; of a turned
+              image the anchors are turned, the stamps are not
     margin    of this image, which chooses the stamps
     """
 
@@ -88,6 +90,7 @@ class Sizes(NamedTuple):
     """What compiled code knows of a style, one of its margins and a drawing; `border` lies around a picture."""
 
     published: bool
+    turned: bool
     black: int
     free: float
     limit: float
@@ -124,10 +127,11 @@ def draw_images(drawing: str, window: int, contour_length: int, seed: int, first
 
 
 def _kit(drawing: str, style: Style, margin: int, contour_length: int) -> tuple[Stamps, Sizes]:
-    kit, distractors = stamps(style.window, margin, drawing), style.distractors(contour_length)
-    rules = drawing == "published", BLACK[drawing], 1 + FREE[drawing], LIMIT[drawing]
+    rules = "even" if drawing == "even" else "published"
+    kit, distractors = stamps(style.window, margin, rules), style.distractors(contour_length)
+    flags = rules == "published", drawing == "turned", BLACK[rules], 1 + FREE[rules], LIMIT[rules]
     lengths = style.window, len(kit.marker) // 2, margin, style.paddle_length, style.seed_distance
-    return kit, Sizes(*rules, *lengths, *distractors)
+    return kit, Sizes(*flags, *lengths, *distractors)
 
 
 # Compiled. Arguments: `random` holds key and counter; `kit` is a `Stamps`; `seen` is what a contour sees, zones and
@@ -156,6 +160,13 @@ def _draw(kits, contrasts, seed, first, drawn):
             found += _grow_distractor(random, kit, sizes, seen, distractors[found : found + sizes.distractor_length])
         pictures = drawn.image[place], drawn.owner[place]
         _paint(kit, sizes.black, contrasts, chains, distractors[:found], tips, marked, *pictures)
+        if sizes.turned:
+            way = _below(random, 8)
+            for picture in pictures:
+                _turn(way, picture)
+            for contour in range(2):
+                _turn_places(way, sizes.window, tips[contour])
+                _turn_places(way, sizes.window, chains[contour, :, 1:])
 
 
 @njit(nogil=True)
@@ -434,6 +445,34 @@ def _paint(kit, black, contrasts, chains, distractors, tips, marked, image, owne
                     value = np.floor(255 * (most / brightest) + 0.5)
                     image[y, x], owner[y, x] = 0 if value < black else value, whose
                 brightest = max(brightest, most)
+
+
+@njit(nogil=True)
+def _turn(way, picture):
+    """Mirror a square picture in its main diagonal, its middle row and its middle column, as the bits of `way` say."""
+    before = picture.copy()
+    for y in range(len(before)):
+        for x in range(len(before)):
+            to_y, to_x = _turned(way, len(before), y, x)
+            picture[to_y, to_x] = before[y, x]
+
+
+@njit(nogil=True)
+def _turn_places(way, window, places):
+    """The same for places (n, 2) in it."""
+    for place in places:
+        place[0], place[1] = _turned(way, window, place[0], place[1])
+
+
+@njit(nogil=True)
+def _turned(way, window, y, x):
+    if way & 1:
+        y, x = x, y
+    if way & 2:
+        y = window - 1 - y
+    if way & 4:
+        x = window - 1 - x
+    return y, x
 
 
 @njit(nogil=True)

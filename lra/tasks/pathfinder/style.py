@@ -6,8 +6,9 @@ CONTOUR_LENGTHS = (6, 9, 14)
 """Paddles of a contour at the levels easy, intermediate and hard; the benchmark takes the last."""
 
 
-DRAWINGS = ("published", "even")
-"""Rules of drawing: those of the published generator, with its flaws, or without them; see `generator`."""
+DRAWINGS = ("published", "turned", "even")
+"""By the rules of the published generator, with its flaws; the same, each image then turned and mirrored at random; or
+without the flaws. See `generator`."""
 
 
 @dataclass(frozen=True)

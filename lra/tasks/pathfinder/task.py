@@ -36,8 +36,9 @@ class Pathfinder(Task):
     """Two classes, square images; 160,000 / 20,000 / 20,000, labels even.
 
     source                "generate" | "release" (the official folders) | "auto" (release if present, else generate)
-    drawing               "published" (as the published generator draws, with its flaws) | "even" (without them), of
-                          the generated images, see `lra.tasks.pathfinder.generator`
+    drawing               of the generated images: "published" (as the published generator draws, with its flaws) |
+                          "turned" (the same, turned and mirrored at random) | "even" (without the flaws), see
+                          `lra.tasks.pathfinder.generator`
     seed                  of the generated images; not the seed of the training
     resolution            32 (Pathfinder) | 128 (Path-X)
     contour_length        14 (hard, the benchmark's) | 9 | 6

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from lra import cli, provenance, stats, tasks
 from lra import config as configuration
-from lra.audit import control, shortcuts
+from lra.audit import control, picture, shortcuts
 from lra.audit.answers import apart
 from lra.audit.images import first, grey
 from lra.errors import UserError
@@ -90,12 +90,16 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    folder = f"{record['task']['name']}-{record['data']['digest'][:12]}"
-    write_json(Path(config.results_dir, FOLDER, folder, FILENAME), record)
+    write_json(_folder(config, record["data"]["digest"]) / FILENAME, record)
     path = refresh(Path(config.results_dir))
     show(record, Console())
     print(path)
     return 0
+
+
+def _folder(config: configuration.Config, digest: str) -> Path:
+    """Where the record and the picture of an audit lie."""
+    return Path(config.results_dir, FOLDER, f"{config.task['name']}-{digest[:12]}")
 
 
 def parse(arguments: Sequence[str]) -> tuple[configuration.Config, Pathfinder, control.Recipe]:
@@ -132,6 +136,7 @@ def audit(config: configuration.Config, task: Pathfinder, recipe: control.Recipe
     rows += [_accuracy(name, guess == test.labels) for name, guess in shortcuts.guesses(train, test)]
     if train.markers is not None:
         items = first(task, data, "test", data.counts["test"])
+        picture.draw(_folder(config, data.digest) / "marker-places", _kind(config.task, data.source), items)
         rule = shortcuts.marker_places(train, items) == items.labels
         answers = apart(Path(config.results_dir), data.digest, "places", rule)
         rows += [_accuracy(name, right) for name, right in answers]
@@ -180,7 +185,7 @@ def refresh(results_dir: Path) -> Path:
         common = {
             "task": record["task"]["name"],
             "contour_length": record["task"]["contour_length"],
-            "drawing": _drawing(record),
+            "drawing": _drawing(record["task"], record["data"]["source"]),
             "data_digest": record["data"]["digest"],
         }
         rows += [{**common, **row} for row in record["rows"]]
@@ -189,17 +194,20 @@ def refresh(results_dir: Path) -> Path:
     return path
 
 
-def _drawing(record: Record) -> str:
+def _drawing(task: Mapping[str, Any], source: str) -> str:
     """Of generated images; before there was a choice they were even."""
-    return record["task"].get("drawing", "even") if record["data"]["source"] == "generate" else ""
+    return task.get("drawing", "even") if source == "generate" else ""
+
+
+def _kind(task: Mapping[str, Any], source: str) -> str:
+    return f"{task['name']}, {source} {_drawing(task, source)}".rstrip()
 
 
 def show(record: Record, console: Console) -> None:
     """The rows as a table: statistics first, then accuracies in per cent with their 95 % intervals."""
     task, data, wall = record["task"], record["data"], record["wall_s"]
     counts = " / ".join(f"{count:,}" for count in data["counts"].values())
-    kind = " ".join(part for part in (data["source"], _drawing(record)) if part)
-    title = f"{task['name']}, contours of {task['contour_length']}, {kind}, {counts}, {data['digest'][:12]}"
+    title = f"{_kind(task, data['source'])}, contours of {task['contour_length']}, {counts}, {data['digest'][:12]}"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("audit", "measured", "95 % interval", "images", "published"):
         table.add_column(column, justify="left" if column == "audit" else "right", no_wrap=True)

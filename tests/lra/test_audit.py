@@ -9,7 +9,7 @@ import torch
 from records import record, store
 
 from lra import predictions
-from lra.audit import command, control, shortcuts
+from lra.audit import command, control, picture, shortcuts
 from lra.audit.answers import apart
 from lra.audit.images import Images
 from lra.record import Cell
@@ -132,6 +132,24 @@ def test_components_are_counted_in_each_image_apart():
     assert shortcuts.components(pixels, 20, 1, 1)[1].tolist() == [1, 1]
 
 
+def test_the_map_shows_where_the_other_marker_tells_the_label(tmp_path):
+    """One in the middle, the other right of it where the label is 1, left where it is 0; a third without."""
+    random = np.random.default_rng(0)
+    labels = np.arange(900) % 2 == 0
+    markers = np.full((900, 2, 2), 16)
+    markers[:, 1] = np.stack([random.integers(0, 32, 900), np.where(labels, 28, 3)], axis=1)
+    markers[::2] = markers[::2, ::-1]
+    markers[600:] = 2
+    shares, count = picture.share_of_ones(Images(np.zeros((900, 32, 32), np.uint8), labels, markers))
+    assert count == 600
+    assert (shares[:, 9] == 1).all()
+    assert (shares[:, 1] == 0).all()
+    assert np.isnan(shares[:, 4:7]).all()
+    for name in ("one", "two"):
+        picture.draw(tmp_path / name, name[:0], Images(np.zeros((900, 32, 32), np.uint8), labels, markers))
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
 def test_answers_of_cells_on_these_data_are_told_apart_by_a_shortcut(tmp_path, capsys):
     """Six of eight items right, of which the shortcut knows four of five; other data and failures do not count."""
     labels, best = np.zeros(8, int), np.array([0, 0, 0, 0, 1, 0, 0, 1])
@@ -164,7 +182,7 @@ def test_the_command_prints_and_records(tmp_path, monkeypatch, capsys):
     arguments = ["task.contour_length=9", "control.epochs=1", f"results_dir={tmp_path}"]
     assert command.main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.startswith("pathfinder, contours of 9, release, 24 / 2 / 10, 0123456789ab")
+    assert out.startswith("pathfinder, release, contours of 9, 24 / 2 / 10, 0123456789ab")
     assert "convolutional network" in out
     table = pd.read_csv(tmp_path / "audit.csv")
     assert table["audit"].tolist()[-5:] == ["commonest label", "ink", "linear probe", "connected components",

@@ -136,7 +136,7 @@ def audit(config: configuration.Config, task: Pathfinder, recipe: control.Recipe
     rows += [_accuracy(name, guess == test.labels) for name, guess in shortcuts.guesses(train, test)]
     if train.markers is not None:
         items = first(task, data, "test", data.counts["test"])
-        picture.draw(_folder(config, data.digest) / "marker-places", _kind(config.task, data.source), items)
+        picture.draw(_folder(config, data.digest) / "marker-places", f"{task.name}, drawing={task.drawing}", items)
         rule = shortcuts.marker_places(train, items) == items.labels
         answers = apart(Path(config.results_dir), data.digest, "places", rule)
         rows += [_accuracy(name, right) for name, right in answers]

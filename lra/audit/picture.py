@@ -39,7 +39,7 @@ def draw(path: Path, title: str, images: Images) -> None:
     shares, count = share_of_ones(images)
     side = images.pixels.shape[-1]
     with style():
-        figure = Figure(figsize=(3.6, 3.2), layout="constrained")
+        figure = Figure(figsize=(3.8, 3.3), layout="constrained")
         axes = figure.subplots()
         axes.grid(False)
         drawn = axes.imshow(shares, cmap="PuOr", vmin=0, vmax=1, extent=(-0.5, side - 0.5, side - 0.5, -0.5))

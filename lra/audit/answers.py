@@ -2,29 +2,31 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from lra import predictions
+from lra.config import Config
 from lra.errors import UserError
 from lra.record import Cell, digest_of, read_records
 
 
-def apart(results_dir: Path, digest: str, shortcut: str, right: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def apart(config: Config, digest: str, shortcut: str, right: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """The answers of every finished cell that saw these data, apart where a shortcut is right and where it is wrong.
 
+    config   of its results_dir the cells of its protocol and budget count
     right    (n,): which test items the shortcut guesses right
     yields   a name, and which of those items the cell answers right (best checkpoint); two for each cell
     """
-    for record in read_records(results_dir)[0]:
-        if record["status"] != "ok" or digest_of(record) != digest:
+    for record in read_records(config.results_dir)[0]:
+        cell = Cell.of(record)
+        here = (cell.protocol, cell.budget) == (config.protocol.name, config.budget.name)
+        if record["status"] != "ok" or digest_of(record) != digest or not here:
             continue
         try:
-            answered = predictions.read(results_dir, record).right()
+            answered = predictions.read(config.results_dir, record).right()
         except UserError as missing:
             print(missing, file=sys.stderr)
             continue
-        cell = Cell.of(record)
         yield f"{cell.name} seed{cell.seed}, {shortcut} right", answered[right]
         yield f"{cell.name} seed{cell.seed}, {shortcut} wrong", answered[~right]

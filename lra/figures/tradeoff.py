@@ -61,8 +61,9 @@ def draw(
         timed: Any = rows.assign(speed=[speeds.get(tuple(key)) for key in rows[list(ROW)].itertuples(index=False)])
         timed = timed[timed["speed"].notna() & timed["steps_per_s"].notna()]
         shown, note = _suites(timed, summary, scope), SUITE
-        if {disc.name for panel in shown for disc in panel.discs} < set(timed["name"]):  # no row is left out
-            shown, note = _tasks(timed), ONE_TASK
+        each = _tasks(timed)
+        if not _rows(each) <= _rows(shown):  # no row is left out
+            shown, note = each, ONE_TASK
         if shown:
             path, title = Path(results_dir, FOLDER, f"tradeoff-{slug(*scope)}"), title_of(*scope)
             figure(path, title, shown, looks(disc.name for panel in shown for disc in panel.discs))
@@ -77,6 +78,11 @@ def speeds_of(records: Iterable[Record]) -> dict[tuple[str, ...], float]:
         if record["status"] == "ok" and alone and record.get("steps_per_s"):
             found.setdefault(row_key(record), []).append(record["steps_per_s"])
     return {key: statistics.median(speeds) for key, speeds in found.items()}
+
+
+def _rows(shown: Iterable[Panel]) -> set[str]:
+    """The rows of the panels but for starred ones, which are in no suite."""
+    return {disc.name for panel in shown for disc in panel.discs if not disc.name.endswith("*")}
 
 
 def _tasks(rows: pd.DataFrame) -> list[Panel]:

@@ -1,6 +1,7 @@
 """The audits find a shortcut where there is one, none where there is none; the network learns what a probe cannot."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -151,16 +152,26 @@ def test_the_map_shows_where_the_other_marker_tells_the_label(tmp_path):
 
 
 def test_answers_of_cells_on_these_data_are_told_apart_by_a_shortcut(tmp_path, capsys):
-    """Six of eight items right, of which the shortcut knows four of five; other data and failures do not count."""
+    """Six of eight items right, of which the shortcut knows four of five; other data, budgets, failures count not."""
     labels, best = np.zeros(8, int), np.array([0, 0, 0, 0, 1, 0, 0, 1])
     shortcut = np.arange(8) < 5
     about = {"task": "pathfinder", "correct": 6, "total": 8, "digest": "ours"}
     kept, lost = record("lln", seed=3, **about), record("softmax", **about)
     for made in (kept, lost):
         made["test"].pop("last")
-    store(tmp_path, kept, lost, record("mra", **about | {"digest": "other"}), record("adamra", status="failed"))
+    store(
+        tmp_path,
+        kept,
+        lost,
+        record("mra", **about | {"digest": "other"}),
+        record("mra", budget="demo", **about),
+        record("adamra", status="failed"),
+    )
     predictions.write(Cell.of(kept).directory(tmp_path), predictions.Predictions(labels, best, best))
-    rows = {name: right.tolist() for name, right in apart(tmp_path, "ours", "places", shortcut)}
+    config = SimpleNamespace(
+        results_dir=tmp_path, protocol=SimpleNamespace(name="small"), budget=SimpleNamespace(name="published")
+    )
+    rows = {name: right.tolist() for name, right in apart(config, "ours", "places", shortcut)}
     assert rows == {"lln seed3, places right": [True] * 4 + [False], "lln seed3, places wrong": [True, True, False]}
     assert "softmax/seed0/predictions.npz is missing" in capsys.readouterr().err
 
@@ -190,7 +201,12 @@ def test_the_command_prints_and_records(tmp_path, monkeypatch, capsys):
     assert table["published"].isna().all(), "what is published is of the hard level"
     record = json.loads((tmp_path / "audit" / "pathfinder-0123456789ab" / "record.json").read_text())
     assert record["control"]["recipe"]["epochs"] == 1
-    assert command.main([*arguments, "control.epochs=0"]) == 0
+    assert command.main([*arguments, "control.epochs=0"]) == 0, "a second audit keeps the network of the first"
+    again = json.loads((tmp_path / "audit" / "pathfinder-0123456789ab" / "record.json").read_text())
+    assert again["rows"][-1] == record["rows"][-1]
+    assert again["control"]["recipe"] == record["control"]["recipe"]
+    capsys.readouterr()
+    assert command.main([*arguments, "control.epochs=0", f"results_dir={tmp_path / 'other'}"]) == 0
     assert "convolutional network" not in capsys.readouterr().out
 
 

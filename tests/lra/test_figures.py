@@ -129,6 +129,10 @@ def test_the_trade_off_is_of_complete_suites_with_the_geometric_mean_of_speeds(m
     ((_, shown),) = drawn(monkeypatch, *made, cell("softmax", steps_per_s=99.0))
     assert sorted(panel.title for panel in shown) == sorted(OFFLINE)
     assert [len(panel.discs) for panel in shown if panel.title == "listops"] == [3], "no row is left out"
+    ((_, (panel,)),) = drawn(
+        monkeypatch, *made, cell("lln", digest="turned", overrides={"task.drawing": "turned"}, starred=True)
+    )
+    assert panel.title == "suite offline", "but for experiments beside the table"
 
 
 def test_without_a_complete_suite_there_is_a_panel_a_task(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 Two contours of paddles wander from near the middle of the image, among shorter distractors. Two markers lie on tips:
 on both tips of one contour (label 1), or on one tip of each (label 0). Written from the description of the benchmark's
-generator (Linsley et al. 2018; Tay et al. 2020):
+generator (Linsley et al. 2018; Tay et al. 2020), the published rules below after what its code was seen to do:
 
 contour    paddle after paddle, from a pivot behind each: the next pivot lies L + 2m ahead of the last; the paddle ends
            on a pixel of the circle of radius L + m around it, chosen with probability ∝ cos²(c·turn) · (1 − halo),
@@ -10,23 +10,28 @@ contour    paddle after paddle, from a pivot behind each: the next pivot lies L 
 pair       the contours grow in turn; if one cannot go on, both start anew
 distractors, markers, and a stretch of the grey values to 0 … 255 follow.
 
-There are two sets of rules. Images drawn by either have the same parameters and the same kind of task;
-they differ in what the published code (`drewlinsley/pathfinder` at ab9c130) does unsaid:
+There are three drawings, by two sets of rules. Images of all have the same parameters and the same kind of task; the
+rules differ in what the published code (`drewlinsley/pathfinder` at ab9c130) does unsaid:
 
                      published                                   even
 rounding             pivots and far ends of paddles up,          far ends of paddles and candidates to the nearest,
                      candidates down                             pivots not at all
-first contour        begins where the published code finds a     begins anywhere in the middle, in any direction
-                     place: in 31 of 360 directions, all of
-                     them up and left (`published_footprint`)
+first contour        begins where that code finds a place: at    begins anywhere in the middle, in any direction
+                     32 × 32 pixels in a twelfth of all
+                     directions, up and left
+                     (`published_footprint`)
 a contour sees       all paddles but the last of each            all but its own last one, so that tips never cross
 distractors          begin as the first contour does; one that   begin anywhere in any direction; what the last of
                      does not reach its length is dropped        five attempts reaches is kept
 black                what is 0                                   what is darker than 3, so that two thirds are 0
 
-By the published rules an image's two contours are drawn unlike each other, so that the places of the markers alone tell
-two labels in three (`lra.audit`, marker places). The drawing `turned` is by these rules too, but each image is then
-turned and mirrored in one of the eight ways of a square, at random: the same pixels and contours in other places.
+By the published rules the two contours of an image of 32 × 32 pixels are drawn unlike each other, so that the places of
+the markers alone tell two labels in three (`lra.audit`, marker places). Held against that code step by step, ours
+differs at 32 × 32 in two of 360 directions of a first dash, whose far end is rounded up there by the noise of a cosine
+(31 directions find a place, there 30), and where a second contour's place falls between two pixels. At 128 × 128 it
+grows by the same rules, but its thick lines are not those of that code to the pixel, and the flaw tells little.
+The drawing `turned` is by the published rules too, but each image is then turned and mirrored in one of the eight ways
+of a square, at random: the same pixels and contours in other places.
 
 Only +, −, ×, /, √ and comparisons act on floats here, all of them exact in IEEE arithmetic on any machine; angles come
 from tables (`stamps`). Random words come from `lra.counter_rng`.

@@ -2,7 +2,7 @@
 
 A paddle is a straight line from an anchor pixel, drawn at twice the resolution and reduced with a Lanczos filter. At
 that resolution its far end is an offset of whole pixels, so that few different paddles exist. Where the published code
-rounds in a way of its own, `drawing` tells which is meant, see `lra.tasks.pathfinder.generator`.
+rounds in a way of its own, `rules` tells which is meant, see `lra.tasks.pathfinder.generator`.
 
 Sines are rounded to multiples of 2⁻³⁰ and pixel values to multiples of 1/255, so that no library's last bit matters.
 """
@@ -64,9 +64,9 @@ class Stamps(NamedTuple):
 
 
 @cache
-def stamps(window: int, margin: int, drawing: str) -> Stamps:
-    """The stamps of a resolution with one of its margins, for one of the `DRAWINGS`."""
-    style, published = STYLES[window], drawing == "published"
+def stamps(window: int, margin: int, rules: str) -> Stamps:
+    """The stamps of a resolution with one of its margins, by the rules "published" or "even"."""
+    style, published = STYLES[window], rules == "published"
     length, reach = SCALE * style.paddle_length, style.paddle_length + margin
     side = 2 * (reach + margin + LOBES) + 1  # of a picture: no pixel above zero lies outside
     extent = 2 * (reach + int(np.ceil(style.thickness))) + 1 if published else side  # the first cuts tails off
@@ -85,7 +85,7 @@ def stamps(window: int, margin: int, drawing: str) -> Stamps:
         ink, zone = np.pad(drawn, [(0, 0), *[((side - extent) // 2,) * 2] * 2])
         footprint, starts[paddle] = published_footprint(zone, reach) if published else (zone > 0, True)
         paddles[paddle] = ink, zone, widen(zone, margin), footprint
-    needed = paddles[:, ZONE] >= LIMIT[drawing] - 1, paddles[:, HALO] > 0, paddles[:, FOOTPRINT] > 0
+    needed = paddles[:, ZONE] >= LIMIT[rules] - 1, paddles[:, HALO] > 0, paddles[:, FOOTPRINT] > 0
     turns = np.arccos(np.linspace(-1, 1, TURN_SAMPLES + 1))
     point = draw_line(0, 0, 1, SCALE * side, SCALE * (side // 2))
     pixels = int(np.ceil(2 * np.pi * reach))

@@ -204,10 +204,10 @@ def test_a_turned_image_is_the_published_one_turned_or_mirrored_with_all_that_is
     assert sorted(set(ways)) == list(range(8))
 
 
-# The benchmark's kind: as measured on 4,900 images of the published generator
+# The benchmark's kind: as measured on 6,900 images of the published generator
 
 
-def test_published_pixels_are_those_of_the_published_code(drawn):
+def test_pixels_are_those_of_the_published_code_or_as_even_ones_were(drawn):
     rules, images = drawn
     pictures = images.image
     assert pictures.max((1, 2)).min() == 255
@@ -218,13 +218,13 @@ def test_published_pixels_are_those_of_the_published_code(drawn):
     assert abs(pictures.std() - deviation) < 0.5
 
 
-def test_even_images_have_no_pixel_darker_than_three(drawn):
+def test_only_even_images_have_no_pixel_darker_than_three(drawn):
     rules, images = drawn
-    assert np.isin([1, 2], images.image).all() == (rules == "published")
+    assert np.isin([1, 2], images.image).tolist() == [rules == "published"] * 2
 
 
-def test_distractors_find_room_as_often_as_in_the_published_code(drawn):
-    """Of them 25.8 per cent have none, here 25.4 of 4,000; even ones have the rest of a cut one in most."""
+def test_published_distractors_find_room_as_often_as_there_and_even_ones_more_often(drawn):
+    """Of them 25.8 per cent have none, of 4,000 of ours 26.0; even ones keep what is left of a cut one."""
     rules, images = drawn
     none = (images.owner != 3).all((1, 2)).mean()
     assert abs(none - 0.258) < 0.07 if rules == "published" else none < 0.15
@@ -238,21 +238,22 @@ def test_a_marker_lies_near_the_middle(drawings):
 
 
 def test_the_first_published_contour_begins_up_and_left_and_ends_below_and_right(drawn):
-    """There 84.5 and 13 per cent of first and second contours begin so, and the first ends (3.5, 4.1) from there."""
+    """There 84 and 13 per cent of first and second contours begin so, and the first ends (3.5, 3.9) from there."""
     rules, images = drawn
     strides = images.paddles[:, :, 1, 1:] - images.tips[:, :, 0]
     up_left = (strides < 0).all(-1).mean(0)
     drift = (images.tips[:, :, 1] - images.tips[:, :, 0]).mean(0)
     if rules == "published":
-        assert np.abs(up_left - [0.845, 0.13]).max() < 0.08
-        assert np.abs(drift[0] - [3.5, 4.1]).max() < 1.7  # four standard errors
+        assert np.abs(up_left - [0.84, 0.13]).max() < 0.08
+        assert np.abs(drift[0] - [3.5, 3.9]).max() < 1.7  # four standard errors
     else:
         assert np.abs(up_left - 0.215).max() < 0.08
         assert np.abs(drift).max() < 2.2
 
 
 def test_no_place_is_found_where_the_published_kernel_misses_the_image():
-    """OpenCV writes −1.8e308 where a kernel lies outside; what is left are 31 directions of 360, up and left."""
+    """OpenCV writes −1.8e308 where a kernel lies outside; what is left are 31 directions of 360, up and left; there 30,
+    since the noise of cos −120° rounds the far end of that one up by a pixel."""
     kit = stamps(32, 1, "published")
     up = np.ceil(4 * kit.compass - 1e-7).astype(int) + len(kit.lookup) // 2
     found = np.flatnonzero(kit.starts[kit.lookup[tuple(up.T)]])

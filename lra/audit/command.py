@@ -222,7 +222,7 @@ def show(record: Record, console: Console) -> None:
     title = f"{_kind(task, data['source'])}, contours of {task['contour_length']}, {counts}, {data['digest'][:12]}"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("audit", "measured", "95 % interval", "images", "published"):
-        table.add_column(column, justify="left" if column == "audit" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "audit" else "right", no_wrap=column != "audit")
     for row in record["rows"]:
         table.add_row(row["audit"], *_cells(row))
     console.print(table)

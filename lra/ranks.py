@@ -1,6 +1,9 @@
 """Several devices for one cell: each rank trains on its part of a batch, one all-reduce joins their gradients."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -9,6 +12,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import distributed
 from torch.nn import Parameter
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 
 class OneAllReduce(DDPStrategy):
@@ -38,6 +44,12 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
 def rank_of_process(devices: int) -> int:
     """Which of the processes of a cell on so many devices this is: Lightning, which starts all but 0, says it here."""
     return int(os.environ.get("LOCAL_RANK", "0")) if devices > 1 else 0
+
+
+def end_with_parent() -> None:
+    """In another rank: be killed when rank 0, which started it, ends without a word, as by SIGKILL. Linux alone can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_helpers(trainer: Trainer) -> None:

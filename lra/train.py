@@ -28,7 +28,7 @@ from lra.model import build_classifier
 from lra.module import MIB, CellModule, LossNotFiniteError, Origin, Score
 from lra.predictions import Predictions
 from lra.progress import TrainingProgress, quieten_lightning
-from lra.ranks import OneAllReduce, end_helpers, rank_of_process
+from lra.ranks import OneAllReduce, end_helpers, end_with_parent, rank_of_process
 from lra.record import FILENAME, SCHEMA, Cell, Record, lock_of, read_record, write_json
 from lra.seeding import seed_all
 from lra.tasks import TaskData
@@ -61,6 +61,7 @@ def _finished(config: Config, directory: Path) -> Record | None:
 def help_cell(config: Config, cell: Cell) -> None:
     """In a process that the Trainer of a cell on several devices has started: take part, and leave the record to it."""
     quieten_lightning()
+    end_with_parent()
     run = _Run(config, cell.directory(config.results_dir))
     try:
         run.execute(cell.label, Console(quiet=True))

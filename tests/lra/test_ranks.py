@@ -1,7 +1,10 @@
 """One cell on several devices learns what it learns on one."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,36 @@ def test_more_devices_than_there_are_is_a_mistake(tmp_path: Path, data_root: Pat
     arguments = ("trainer.devices=2", "trainer.accelerator=cuda", f"data.root={data_root}")
     assert tiny(tmp_path, *arguments) == 2
     assert "trainer.devices=2 is not possible; this machine shows 1 CUDA devices" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_rank_ends_with_a_killed_rank_0():
+    """Of two children of a killed process the one that asked for it is gone, the other is not."""
+    helper = "import sys, time; from lra.ranks import end_with_parent; {} print('ready', flush=True); time.sleep(60)"
+    asked, other = ([sys.executable, "-c", helper.format(call)] for call in ("end_with_parent();", ""))
+    starter = f"import subprocess, time; a, b = (subprocess.Popen(c) for c in ({asked!r}, {other!r})); "
+    starter += "print('children', a.pid, b.pid, flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True, cwd=launcher.RUN.parent
+    ) as first:
+        said = [first.stdout.readline() for _ in range(3)]
+        first.kill()
+    pids = next([int(pid) for pid in line.split()[1:]] for line in said if line.startswith("children"))
+    try:
+        deadline = time.monotonic() + 20
+        while _lives(pids[0]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert [_lives(pid) for pid in pids] == [False, True]
+    finally:
+        os.kill(pids[1], signal.SIGKILL)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be read off does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_grid_gives_every_cell_as_many_gpus(monkeypatch: pytest.MonkeyPatch):

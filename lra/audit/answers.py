@@ -16,7 +16,8 @@ def apart(config: Config, digest: str, shortcut: str, right: np.ndarray) -> Iter
 
     config   of its results_dir the cells of its protocol and budget count
     right    (n,): which test items the shortcut guesses right
-    yields   a name, and which of those items the cell answers right (best checkpoint); two for each cell
+    yields   a name, and which of those items the cell answers right (best checkpoint); two for each cell, if
+             there are items of both kinds
     """
     for record in read_records(config.results_dir)[0]:
         cell = Cell.of(record)
@@ -28,5 +29,6 @@ def apart(config: Config, digest: str, shortcut: str, right: np.ndarray) -> Iter
         except UserError as missing:
             print(missing, file=sys.stderr)
             continue
-        yield f"{cell.name} seed{cell.seed}, {shortcut} right", answered[right]
-        yield f"{cell.name} seed{cell.seed}, {shortcut} wrong", answered[~right]
+        for word, part in (("right", right), ("wrong", ~right)):
+            if part.any():
+                yield f"{cell.name} seed{cell.seed}, {shortcut} {word}", answered[part]

@@ -138,6 +138,14 @@ def test_clean_repairs_the_known_flaws_of_small():
         assert clean.training == small.training
 
 
+@pytest.mark.parametrize("task", ["pathfinder", "pathx"])
+def test_pathfinder_is_drawn_as_published_where_published_rows_stand_beside_it(task):
+    drawings = {
+        protocol: load(task=task, protocol=protocol).task["drawing"] for protocol in ("small", "original", "clean")
+    }
+    assert drawings == {"small": "published", "original": "published", "clean": "even"}
+
+
 @pytest.mark.parametrize(("stand_in", "original"), [("text_reviews", "text"), ("image_fashion", "image")])
 def test_a_stand_in_has_the_settings_of_its_original(stand_in, original):
     files = [{path.name: path.read_text() for path in (SETTINGS / "small" / t).iterdir()} for t in (stand_in, original)]

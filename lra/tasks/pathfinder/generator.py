@@ -43,7 +43,9 @@ import numpy as np
 from numba import int64, njit, uint64
 
 from lra.counter_rng import below, draw, stream
-from lra.tasks.pathfinder.stamps import FOOTPRINT, FREE, INK, LIMIT, SCALE, TURN_SAMPLES, ZONE, Stamps, stamps
+from lra.tasks.pathfinder.occupancy import clear, copy, fits, join, occupy
+from lra.tasks.pathfinder.painting import paint, turn, turn_places
+from lra.tasks.pathfinder.stamps import FOOTPRINT, FREE, LIMIT, SCALE, TURN_SAMPLES, ZONE, Stamps, stamps
 from lra.tasks.pathfinder.style import STYLES, Style
 
 TRIES = 3
@@ -157,21 +159,21 @@ def _draw(kits, contrasts, seed, first, drawn):
         marked[0, 0], marked[0, 1], marked[1, 0], marked[1, 1] = one, 0, one if label else 1 - one, 1
         seen = np.empty((2, *kit.empty.shape), np.float32)  # by each contour
         for contour in range(2):
-            _copy(kit.empty, seen[contour])
+            copy(kit.empty, seen[contour])
         _grow_pair(random, kit, sizes, seen, chains, tips)
-        _join(seen[1], seen[0])
+        join(seen[1], seen[0])
         distractors, found = np.empty((sizes.distractors * sizes.distractor_length, 3), np.int64), 0
         for _ in range(sizes.distractors):
             found += _grow_distractor(random, kit, sizes, seen, distractors[found : found + sizes.distractor_length])
         pictures = drawn.image[place], drawn.owner[place]
-        _paint(kit, sizes.black, contrasts, chains, distractors[:found], tips, marked, *pictures)
+        paint(kit, sizes.black, contrasts, chains, distractors[:found], tips, marked, *pictures)
         if sizes.turned:
             way = _below(random, 8)
             for picture in pictures:
-                _turn(way, picture)
+                turn(way, picture)
             for contour in range(2):
-                _turn_places(way, sizes.window, tips[contour])
-                _turn_places(way, sizes.window, chains[contour, :, 1:])
+                turn_places(way, sizes.window, tips[contour])
+                turn_places(way, sizes.window, chains[contour, :, 1:])
 
 
 @njit(nogil=True)
@@ -181,20 +183,20 @@ def _grow_pair(random, kit, sizes, seen, chains, tips):
     while grown < 2 * length:
         for paddle in range(grown):
             for contour in range(2):
-                _clear(kit, chains[paddle % 2, paddle // 2], seen[contour])
+                clear(kit, chains[paddle % 2, paddle // 2], seen[contour])
         grown = 2 if _begin_pair(random, kit, sizes, state, chains, tips) else 0
         if grown and not sizes.published:
             for contour in range(2):
-                _occupy(kit, chains[contour, 0], seen[1 - contour])
+                occupy(kit, chains[contour, 0], seen[1 - contour])
         while 0 < grown < 2 * length:
             step, contour = grown // 2, grown % 2
             last, paddle = chains[contour, step - 1], chains[contour, step]
             if not _extend(random, kit, sizes, seen[contour], state[contour], last, paddle):
                 break
-            _occupy(kit, last if sizes.published else paddle, seen[1 - contour])
+            occupy(kit, last if sizes.published else paddle, seen[1 - contour])
             grown += 1
     if sizes.published:
-        _occupy(kit, chains[1, length - 1], seen[1])  # and the first contour's last paddle is never seen
+        occupy(kit, chains[1, length - 1], seen[1])  # and the first contour's last paddle is never seen
     for contour in range(2):
         tips[contour, 1, 0], tips[contour, 1, 1] = chains[contour, length - 1, 1], chains[contour, length - 1, 2]
 
@@ -224,7 +226,7 @@ def _grow_distractor(random, kit, sizes, seen, chain):
     """A contour that starts anywhere free among what is in seen[0]; the number of its paddles, 0 for no room."""
     state, grown = np.empty(4), 0
     for _ in range(ATTEMPTS):
-        _copy(seen[0], seen[1])
+        copy(seen[0], seen[1])
         way = kit.compass[_below(random, 360)]
         y, x = _free_place(random, kit, sizes, way, seen[0, 0])
         grown = 0
@@ -239,8 +241,8 @@ def _grow_distractor(random, kit, sizes, seen, chain):
     if sizes.published and grown < len(chain):
         grown = 0
     if grown:
-        _occupy(kit, chain[grown - 1], seen[1])
-        _copy(seen[1], seen[0])
+        occupy(kit, chain[grown - 1], seen[1])
+        copy(seen[1], seen[0])
     return grown
 
 
@@ -253,12 +255,12 @@ def _free_place(random, kit, sizes, way, occupied):
     footprint, box = kit.paddles[paddle, FOOTPRINT], kit.boxes[paddle, 2]
     for _ in range(GUESSES):  # most often one is soon found without looking at all pixels
         place = _below(random, window * window)
-        if _fits(footprint, box, place // window, place % window, occupied, sizes.free):
+        if fits(footprint, box, place // window, place % window, occupied, sizes.free):
             return place // window, place % window
     places, found = np.empty(window * window, np.int64), 0
     for y in range(window):
         for x in range(window):
-            if _fits(footprint, box, y, x, occupied, sizes.free):
+            if fits(footprint, box, y, x, occupied, sizes.free):
                 places[found] = y * window + x
                 found += 1
     if found == 0:
@@ -319,61 +321,12 @@ def _extend(random, kit, sizes, seen, state, last, paddle):
         while weights[chosen] <= goal and chosen < found - 1:
             chosen += 1
         stamp = _stamp(kit, sizes, -ways[chosen, 0], -ways[chosen, 1])
-        if _fits(kit.paddles[stamp, ZONE], kit.boxes[stamp, 0], ends[chosen, 0], ends[chosen, 1], seen[0], sizes.limit):
-            _occupy(kit, last, seen)
+        if fits(kit.paddles[stamp, ZONE], kit.boxes[stamp, 0], ends[chosen, 0], ends[chosen, 1], seen[0], sizes.limit):
+            occupy(kit, last, seen)
             state[0], state[1], state[2], state[3] = pivot_y, pivot_x, ways[chosen, 0], ways[chosen, 1]
             paddle[0], paddle[1], paddle[2] = stamp, ends[chosen, 0], ends[chosen, 1]
             return True
     return False
-
-
-@njit(nogil=True)
-def _fits(picture, box, y, x, occupied, limit):
-    """Whether picture + occupied < limit everywhere."""
-    for row in range(box[0], box[1]):
-        for column in range(box[2], box[3]):
-            if picture[row, column] + occupied[y + row, x + column] >= limit:
-                return False
-    return True
-
-
-@njit(nogil=True)
-def _occupy(kit, paddle, seen):
-    """Make a paddle's zone and halo part of what a contour sees."""
-    box, y, x = kit.boxes[paddle[0], 1], paddle[1], paddle[2]
-    for kind in range(2):
-        for row in range(box[0], box[1]):
-            source = kit.paddles[paddle[0], ZONE + kind, row, box[2] : box[3]]
-            target = seen[kind, y + row, x + box[2] : x + box[3]]
-            for column in range(len(source)):
-                target[column] = max(target[column], source[column])
-
-
-@njit(nogil=True)
-def _clear(kit, paddle, seen):
-    """Undo `_occupy` of all paddles there."""
-    box, y, x = kit.boxes[paddle[0], 1], paddle[1], paddle[2]
-    for kind in range(2):
-        for row in range(y + box[0], y + box[1]):
-            source, target = kit.empty[kind, row, x + box[2] : x + box[3]], seen[kind, row, x + box[2] : x + box[3]]
-            for column in range(len(source)):
-                target[column] = source[column]
-
-
-@njit(nogil=True)
-def _join(source, target):
-    for kind in range(2):
-        for row in range(source.shape[1]):
-            for column in range(source.shape[2]):
-                target[kind, row, column] = max(target[kind, row, column], source[kind, row, column])
-
-
-@njit(nogil=True)
-def _copy(source, target):
-    for kind in range(2):
-        for row in range(source.shape[1]):
-            for column in range(source.shape[2]):
-                target[kind, row, column] = source[kind, row, column]
 
 
 @njit(nogil=True)
@@ -421,68 +374,3 @@ def _below(random, bound):
 def _uniform(random):
     """0 ≤ u < 1, a multiple of 2⁻⁵³."""
     return np.float64(_word(random) >> _LOW_BITS) * _UNIT
-
-
-# Compiled: their picture
-
-
-@njit(nogil=True)
-def _paint(kit, black, contrasts, chains, distractors, tips, marked, image, owner):
-    """Fills image and owner, see `Drawing`."""
-    ink = np.zeros((4, *kit.empty.shape[1:]))  # of the contours, the distractors, the markers
-    for contour in range(2):
-        for paddle in chains[contour]:
-            _lay(kit.paddles[paddle[0], INK], paddle[1], paddle[2], contrasts[contour], ink[contour])
-        tip = tips[marked[contour, 0], marked[contour, 1]]
-        _lay(kit.marker, tip[0], tip[1], np.float32(1), ink[3])
-    for paddle in distractors:
-        _lay(kit.paddles[paddle[0], INK], paddle[1], paddle[2], contrasts[2], ink[2])
-    border, brightest = len(kit.marker) // 2, 0.0
-    for exposing in range(2):
-        for y in range(len(image)):
-            for x in range(len(image)):
-                most, whose = 0.0, 0
-                for layer in range(3):
-                    if ink[layer, border + y, border + x] > most:
-                        most, whose = ink[layer, border + y, border + x], layer + 1
-                most = max(most, ink[3, border + y, border + x])
-                if exposing:
-                    value = np.floor(255 * (most / brightest) + 0.5)
-                    image[y, x], owner[y, x] = 0 if value < black else value, whose
-                brightest = max(brightest, most)
-
-
-@njit(nogil=True)
-def _turn(way, picture):
-    """Mirror a square picture in its main diagonal, its middle row and its middle column, as the bits of `way` say."""
-    before = picture.copy()
-    for y in range(len(before)):
-        for x in range(len(before)):
-            to_y, to_x = _turned(way, len(before), y, x)
-            picture[to_y, to_x] = before[y, x]
-
-
-@njit(nogil=True)
-def _turn_places(way, window, places):
-    """The same for places (n, 2) in it."""
-    for place in places:
-        place[0], place[1] = _turned(way, window, place[0], place[1])
-
-
-@njit(nogil=True)
-def _turned(way, window, y, x):
-    if way & 1:
-        y, x = x, y
-    if way & 2:
-        y = window - 1 - y
-    if way & 4:
-        x = window - 1 - x
-    return y, x
-
-
-@njit(nogil=True)
-def _lay(stamp, y, x, contrast, picture):
-    """picture = max(picture, contrast · stamp with its anchor at (y, x)); pictures have a border of half a stamp."""
-    for row in range(len(stamp)):
-        for column in range(len(stamp)):
-            picture[y + row, x + column] = max(picture[y + row, x + column], contrast * stamp[row, column])

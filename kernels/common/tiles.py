@@ -25,8 +25,13 @@ def place(pid, num_heads, splits):
 
 
 @triton.jit
-def real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK: tl.constexpr):
-    """Which of the tokens start + offset_n are real; `mask_ptr` points at the sequence's mask."""
+def real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK: tl.constexpr, FULL: tl.constexpr = False):
+    """Which of the tokens start + offset_n are real; `mask_ptr` points at the sequence's mask.
+
+    With FULL all are, as the compiler then knows.
+    """
+    if FULL:
+        return tl.full(offset_n.shape, True, tl.int1)
     inside = start + offset_n < length
     if HAS_MASK:
         position = mask_ptr + tl.cast(start, tl.int64) * mask_n + offset_n * mask_n

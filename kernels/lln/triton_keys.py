@@ -25,6 +25,8 @@ from kernels.common.launch import COUNTS, Config, arithmetic, block_dim, mask_ar
 from kernels.common.tiles import NEVER, exponential, load_rows, place, product, real_rows, store_rows, widened
 from kernels.lln.triton_merge import Slots, merge_summaries
 from kernels.lln.triton_windows import (
+    full,
+    rows_loaded,
     shares_of_windows,
     window_shares,
     window_spread,
@@ -55,21 +57,21 @@ ONES = tl.constexpr(16)
 def highest_logits(
     k_ptr, k_n, mask_ptr, mask_n, share_ptr, share_r, beta_ptr, first, last, length,
     LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    FULL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """max_w ℓ_wl of the tokens first … last of a head at every rate, (BLOCK_D,) each."""
     offset_n, peaks = window_starts(1, BLOCK_N, PHASES), ()
     for r in tl.static_range(R):
         peaks = peaks + (tl.full((BLOCK_N // max(LEVELS[r + 1], PHASES), BLOCK_D), LOWEST, COMPUTE),)
     for start in range(first, last, BLOCK_N):
-        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK, FULL)
         sums = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
         higher = ()
         for r in tl.static_range(R):
             sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
             share = window_shares(
                 mask_ptr, mask_n, share_ptr + r * share_r, start, length,
-                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE,
+                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE, FULL,
             )  # fmt: skip
             none = tl.where(share > 0, 0.0, NEVER).to(COMPUTE)
             fused = sums * share[:, None] + none[:, None]
@@ -93,14 +95,14 @@ def summarise_kernel(
     peak_ptr, mass_ptr, context_ptr,  # slots (B·H, R, splits, …)
     length, num_heads, splits, chunk,
     LEVELS: tl.constexpr, ORDER: tl.constexpr, R: tl.constexpr, PHASES: tl.constexpr, HAS_MASK: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    FULL: tl.constexpr, LOADED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Summary of one part of a head at every rate, each relative to its own column maximum.
 
     The maxima come from a first pass over the part's keys, which the second then finds in cache: cheaper than to
-    reduce, compare and rescale at every tile. LEVELS are 1 and the rates in rising order; the i-th rate is resolution
-    ORDER[i].
+    reduce, compare and rescale at every tile. It has LOADED phases, as no product asks it for another layout. LEVELS
+    are 1 and the rates in rising order; the i-th rate is resolution ORDER[i].
     """
     b, h, part = place(tl.program_id(0), num_heads, splits)
     k_ptr += b * k_b + h.to(tl.int64) * k_h
@@ -110,7 +112,7 @@ def summarise_kernel(
     first, last = part * chunk, tl.minimum((part + 1) * chunk, length)
     peaks = highest_logits(
         k_ptr, k_n, mask_ptr, mask_n, share_ptr, share_r, beta_ptr, first, last, length,
-        LEVELS, ORDER, R, PHASES, HAS_MASK, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
+        LEVELS, ORDER, R, LOADED, HAS_MASK, FULL, HEAD_DIM, BLOCK_N, BLOCK_D, COMPUTE,
     )  # fmt: skip
     offset_n, offset_d = window_starts(1, BLOCK_N, PHASES), tl.arange(0, BLOCK_D)
     masses, contexts = (), ()
@@ -118,7 +120,7 @@ def summarise_kernel(
         masses = masses + (tl.zeros((BLOCK_D, ONES), COMPUTE),)
         contexts = contexts + (tl.zeros((BLOCK_D, BLOCK_D), COMPUTE),)
     for start in range(first, last, BLOCK_N):
-        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK, FULL)
         k = load_rows(k_ptr, k_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
         sums = widened(k, BLOCK_D, COMPUTE, OPERAND, PRECISION)
         v = load_rows(v_ptr, v_n, start, offset_n, real, HEAD_DIM, BLOCK_D)
@@ -128,7 +130,7 @@ def summarise_kernel(
             sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
             share = window_shares(
                 mask_ptr, mask_n, share_ptr + r * share_r, start, length,
-                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE,
+                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE, FULL,
             )  # fmt: skip
             beta = tl.load(beta_ptr + ORDER[r]).to(COMPUTE)
             none = tl.where(share > 0, 0.0, NEVER).to(COMPUTE)
@@ -256,7 +258,8 @@ def summarise_parts(k: Tensor, v: Tensor, key_mask: Tensor | None, beta: Tensor,
     summarise_kernel[(batch * heads * splits,)](
         k, *strides(k), v, *strides(v), *mask_arguments(key_mask, k), *shares_of_windows(key_mask, rates, k),
         beta, *slots, length, heads, splits, chunk, **windows(rates, config),
-        HAS_MASK=key_mask is not None, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
+        HAS_MASK=key_mask is not None, FULL=full(key_mask, length, config), LOADED=rows_loaded(config, width, k.dtype),
+        HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
         **arithmetic(k.dtype), **config.options,
     )  # fmt: skip
     return slots

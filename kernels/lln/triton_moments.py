@@ -28,7 +28,15 @@ from kernels.common.launch import (
 )
 from kernels.common.tiles import load_rows, place, real_rows
 from kernels.lln.moments import SMALLEST_SPREAD
-from kernels.lln.triton_windows import shares_of_windows, window_shares, window_starts, window_sums, windows
+from kernels.lln.triton_windows import (
+    full,
+    rows_loaded,
+    shares_of_windows,
+    window_shares,
+    window_starts,
+    window_sums,
+    windows,
+)
 
 # Loads go straight to registers, a tile at once, which needs neither a pipeline nor a barrier; at 128 registers all
 # programs of a call run side by side.
@@ -93,21 +101,15 @@ def tensor_moments(
         seen = seen + (tl.zeros((1 if FULL else zero.shape[0],), COMPUTE),)
         means, squares = means + (zero,), squares + (zero,)
     for start in range(first, last, BLOCK_N):
-        if FULL:
-            real = tl.full((BLOCK_N,), True, tl.int1)
-        else:
-            real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK)
+        real = real_rows(mask_ptr, mask_n, start, length, offset_n, HAS_MASK, FULL)
         sums = load_rows(ptr, stride_n, start, offset_n, real, HEAD_DIM, BLOCK_D).to(COMPUTE)
         new_seen, new_means, new_squares = (), (), ()
         for r in tl.static_range(R):
             sums = window_sums(sums, LEVELS[r], LEVELS[r + 1], BLOCK_N, BLOCK_D, PHASES)
-            if FULL:
-                share = tl.full((BLOCK_N // LEVELS[r + 1],), 1.0 / LEVELS[r + 1], COMPUTE)
-            else:
-                share = window_shares(
-                    mask_ptr, mask_n, share_ptr + r * share_r, start, length,
-                    LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE,
-                )  # fmt: skip
+            share = window_shares(
+                mask_ptr, mask_n, share_ptr + r * share_r, start, length,
+                LEVELS[r + 1], HAS_MASK, BLOCK_N, PHASES, COMPUTE, FULL,
+            )  # fmt: skip
             fused = sums if LEVELS[r + 1] == 1 else sums * share[:, None]  # the share of a token alone is 1
             n, mean, square = update(
                 fused, share, seen[r], means[r], squares[r], max(PHASES // LEVELS[r + 1], 1), FULL
@@ -207,8 +209,7 @@ def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: 
     batch, heads, length, dim = q.shape
     width = block_dim(dim)
     config = TILES[width].fit(tuple(rates))
-    full = key_mask is None and length % config.rows == 0
-    loads = config.rows * width * q.element_size() // (16 * 32 * config.warps)  # of 16 bytes, one a row, by a thread
+    phases = rows_loaded(config, width, q.dtype)
     splits, chunk = split(length, config.rows, batch * heads)
     slots = batch * heads * splits
     partial = torch.empty(1 + len(rates), 3, slots, dtype=state_dtype(q.dtype), device=q.device)
@@ -216,9 +217,9 @@ def moments(q: Tensor, k: Tensor, key_mask: Tensor | None, rates: list[int], a: 
     partial_moments_kernel[(slots, 2)](
         q, *strides(q), k, *strides(k), *mask_arguments(key_mask, q),
         *shares_of_windows(key_mask, tuple(rates), q), partial,
-        length, heads, splits, chunk, slots, **{**windows(tuple(rates), config), "PHASES": max(1, loads)},
-        HAS_MASK=key_mask is not None, FULL=full, HEAD_DIM=dim, BLOCK_N=config.rows, BLOCK_D=width,
-        COMPUTE=arithmetic(q.dtype)["COMPUTE"], **config.options,
+        length, heads, splits, chunk, slots, **{**windows(tuple(rates), config), "PHASES": phases},
+        HAS_MASK=key_mask is not None, FULL=full(key_mask, length, config), HEAD_DIM=dim,
+        BLOCK_N=config.rows, BLOCK_D=width, COMPUTE=arithmetic(q.dtype)["COMPUTE"], **config.options,
     )  # fmt: skip
     block = min(SLOTS, triton.next_power_of_2(slots))
     match_moments_kernel[(len(rates),)](

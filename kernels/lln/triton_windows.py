@@ -35,9 +35,14 @@ def window_starts(RATE: tl.constexpr, BLOCK_N: tl.constexpr, PHASES: tl.constexp
 @triton.jit
 def window_shares(
     mask_ptr, mask_n, share_ptr, start, length, RATE: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr,
-    PHASES: tl.constexpr, COMPUTE: tl.constexpr,
+    PHASES: tl.constexpr, COMPUTE: tl.constexpr, FULL: tl.constexpr = False,
 ):  # fmt: skip
-    """1 / (real tokens) of every window, 0 of one without any, (BLOCK_N // RATE,); `share_ptr` is that of RATE."""
+    """1 / (real tokens) of every window, 0 of one without any, (BLOCK_N // RATE,); `share_ptr` is that of RATE.
+
+    With FULL every token is real.
+    """
+    if FULL:
+        return tl.full((BLOCK_N // RATE,), 1.0 / RATE, COMPUTE)
     first = window_starts(RATE, BLOCK_N, PHASES)
     if HAS_MASK:
         if RATE == 1:
@@ -106,6 +111,16 @@ def windows(rates: tuple[int, ...], config: Config) -> dict:
     order = tuple(sorted(range(len(rates)), key=rates.__getitem__))
     phases = max(1, min(max(rates), config.rows // (16 * config.warps)))  # rows that a thread holds in any layout
     return dict(LEVELS=(1, *(rates[i] for i in order)), ORDER=order, R=len(rates), PHASES=phases)
+
+
+def full(key_mask: Tensor | None, length: int, config: Config) -> bool:
+    """Every token of every tile is real."""
+    return key_mask is None and length % config.rows == 0
+
+
+def rows_loaded(config: Config, width: int, dtype: torch.dtype) -> int:
+    """Rows of a tile of `width` columns that one thread loads: the PHASES of a pass that keeps that layout."""
+    return max(1, config.rows * width * dtype.itemsize // (16 * 32 * config.warps))  # 16 bytes of each
 
 
 def shares_of_windows(key_mask: Tensor | None, rates: tuple[int, ...], placeholder: Tensor) -> tuple[Tensor, int, int]:

@@ -25,6 +25,7 @@ CASES = [
     pytest.param(100, "scattered", 32, "top1", (2, 8, 32), marks=pytest.mark.slow),
     (33, "empty", 16, "fixed", (2, 64)),
     (130, None, 16, "top1", (8, 32, 128)),
+    (128, None, 16, "top1", (2, 8, 32)),
     pytest.param(70, "one", 64, "top1", (1,), marks=pytest.mark.slow),
     pytest.param(70, "suffix", 128, "top1", (2, 8, 32), marks=pytest.mark.slow),
 ]

@@ -27,6 +27,7 @@ CASES = [
     (127, "empty", 24, "learnable_scale"),
     (129, "suffix", 32, "average"),
     (130, None, 32, "none"),
+    (128, None, 16, "none"),
     pytest.param(70, "suffix", 64, "learnable_ratio", marks=pytest.mark.slow),
     pytest.param(64, "scattered", 128, "none", marks=pytest.mark.slow),
 ]

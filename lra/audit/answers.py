@@ -1,4 +1,4 @@
-"""Whether trained cells know more than a shortcut: how many of their answers are right where the shortcut is wrong."""
+"""Whether a model knows more than a shortcut: how many of its answers are right where the shortcut is wrong."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from lra.errors import UserError
 from lra.record import Cell, digest_of, read_records
 
 
-def apart(config: Config, digest: str, shortcut: str, right: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def of_cells(config: Config, digest: str, shortcut: str, right: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """The answers of every finished cell that saw these data, apart where a shortcut is right and where it is wrong.
 
     config   of its results_dir the cells of its protocol and budget count
@@ -29,6 +29,11 @@ def apart(config: Config, digest: str, shortcut: str, right: np.ndarray) -> Iter
         except UserError as missing:
             print(missing, file=sys.stderr)
             continue
-        for word, part in (("right", right), ("wrong", ~right)):
-            if part.any():
-                yield f"{cell.name} seed{cell.seed}, {shortcut} {word}", answered[part]
+        yield from apart(f"{cell.name} seed{cell.seed}", answered, shortcut, right)
+
+
+def apart(name: str, answered: np.ndarray, shortcut: str, right: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Which of its answers are right, apart where the shortcut is right and where it is wrong, if there are both."""
+    for word, part in (("right", right), ("wrong", ~right)):
+        if part.any():
+            yield f"{name}, {shortcut} {word}", answered[part]

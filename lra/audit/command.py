@@ -21,7 +21,7 @@ from rich.table import Table
 from lra import cli, provenance, stats, tasks
 from lra import config as configuration
 from lra.audit import control, picture, shortcuts
-from lra.audit.answers import apart
+from lra.audit.answers import apart, of_cells
 from lra.audit.images import first, grey
 from lra.errors import UserError
 from lra.record import FILENAME, SCHEMA, Record, write_json, write_text
@@ -35,9 +35,9 @@ python scripts/audit.py [task=pathfinder] [task.contour_length=14] [key=value ..
 Can Pathfinder's labels be guessed without following a contour, and can they be learned at all? Prints pixel
 statistics, guesses from shortcuts (near 50 % on the hard level, but 65 % from the markers' places where
 task.drawing=published), from the first dashes of three ends alone (71 to 75 % from two of each) and a small CNN (95 %
-where task.drawing=even). Of the cells of protocol and budget in results_dir that were trained on these images it says
-how many answers are right where the markers' places mislead, and where they do not. Writes record and picture below
-results_dir/audit, and results_dir/audit.csv. Keys of its own:
+where task.drawing=even). Of the CNN, and of the cells of protocol and budget in results_dir that were trained on these
+images, it says how many answers are right where the markers' places mislead, and where they do not. Writes record and
+picture below results_dir/audit, and results_dir/audit.csv. Keys of its own:
   control.epochs=N   passes of the CNN over the training images (1 to 2 minutes on a GPU); 0 leaves it out, or as it was
 All other keys are those of run.py, as far as they name data: protocol, data.root, task.train_size, ..."""
 
@@ -106,7 +106,7 @@ def _keep_control(record: Record, path: Path) -> None:
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if trained := earlier.get("control"):
         record["control"] = {key: earlier[key] for key in ("code", "versions", "device")} | trained
-        record["rows"] += [row for row in earlier["rows"] if row["audit"] == CONTROL]
+        record["rows"] += [row for row in earlier["rows"] if row["audit"].startswith(CONTROL)]
 
 
 def _folder(config: configuration.Config, digest: str) -> Path:
@@ -146,18 +146,20 @@ def audit(config: configuration.Config, task: Pathfinder, recipe: control.Recipe
     rows = [{"audit": name, "value": value} for name, value in shortcuts.statistics(test).items()]
     rows = [{**row, "items": len(test.labels)} for row in rows]
     rows += [_accuracy(name, guess == test.labels) for name, guess in shortcuts.guesses(train, test)]
+    told = None  # which test images the places of the markers tell
     if train.markers is not None:
         items = first(task, data, "test", data.counts["test"])
         picture.draw(_folder(config, data.digest) / "marker-places", f"{task.name}, drawing={task.drawing}", items)
-        rule = shortcuts.marker_places(train, items) == items.labels
-        answers = apart(config, data.digest, "places", rule)
-        rows += [_accuracy(name, right) for name, right in answers]
+        told = shortcuts.marker_places(train, items) == items.labels
+        rows += [_accuracy(name, right) for name, right in of_cells(config, data.digest, "places", told)]
     audited = time.perf_counter()
     trained = None
     if recipe.epochs:
         splits = [(grey(task, data.splits[name].tokens), data.splits[name].labels) for name in ("train", "test")]
         trained = control.train(splits[0], splits[1], recipe, device, on_epoch=_say)
         rows.append(_accuracy(CONTROL, trained.right))
+        if told is not None:
+            rows += [_accuracy(name, right) for name, right in apart(CONTROL, trained.right, "places", told)]
     known = PUBLISHED if (task.resolution, task.contour_length) == (32, 14) else {}
     return {
         "schema": SCHEMA,

@@ -11,7 +11,7 @@ from records import record, store
 
 from lra import predictions
 from lra.audit import command, control, picture, shortcuts
-from lra.audit.answers import apart
+from lra.audit.answers import of_cells
 from lra.audit.images import Images
 from lra.record import Cell
 from lra.tasks import Split, TaskData
@@ -171,7 +171,7 @@ def test_answers_of_cells_on_these_data_are_told_apart_by_a_shortcut(tmp_path, c
     config = SimpleNamespace(
         results_dir=tmp_path, protocol=SimpleNamespace(name="small"), budget=SimpleNamespace(name="published")
     )
-    rows = {name: right.tolist() for name, right in apart(config, "ours", "places", shortcut)}
+    rows = {name: right.tolist() for name, right in of_cells(config, "ours", "places", shortcut)}
     assert rows == {"lln seed3, places right": [True] * 4 + [False], "lln seed3, places wrong": [True, True, False]}
     assert "softmax/seed0/predictions.npz is missing" in capsys.readouterr().err
 
@@ -208,6 +208,21 @@ def test_the_command_prints_and_records(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert command.main([*arguments, "control.epochs=0", f"results_dir={tmp_path / 'other'}"]) == 0
     assert "convolutional network" not in capsys.readouterr().out
+
+
+def test_the_networks_answers_are_told_apart_too_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "Recipe", lambda: SMALL)
+    sizes = [f"task.{name}_size={size}" for name, size in (("train", 60), ("validation", 4), ("test", 40))]
+    arguments = [*sizes, f"data.root={tmp_path}", f"results_dir={tmp_path}"]
+    assert command.main([*arguments, "control.epochs=1"]) == 0
+    table = pd.read_csv(tmp_path / "audit.csv").set_index("audit")
+    whole, told, misled = (f"convolutional network{end}" for end in ("", ", places right", ", places wrong"))
+    correct = table["value"] * table["items"]
+    assert correct[whole] == pytest.approx(correct[told] + correct[misled])
+    assert table["items"][whole] == table["items"][told] + table["items"][misled] == 40
+    assert command.main([*arguments, "control.epochs=0"]) == 0
+    again = pd.read_csv(tmp_path / "audit.csv").set_index("audit")
+    assert again.loc[[whole, told, misled]].equals(table.loc[[whole, told, misled]])
 
 
 @pytest.mark.parametrize(
